@@ -1,0 +1,38 @@
+# Everything here needs Go and nothing else, but for compat, which says what it installs.
+
+GO       ?= go
+SEED     ?= 1
+RUNS     ?= 100
+FUZZTIME ?= 10s
+
+.PHONY: build check test race sim fuzz compat crash bench run cluster
+
+build: ## the binary, and its other names
+	$(GO) build -trimpath -o bin/kvorum ./cmd/kvorum
+	ln -sf kvorum bin/etcd && ln -sf kvorum bin/etcdctl && ln -sf kvorum bin/etcdutl
+
+check: bin/staticcheck ## what every commit must pass: format, vet, staticcheck, walls
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "gofmt -w these:" $$unformatted; exit 1; }
+	$(GO) vet ./...
+	$(GO) vet -tags invariants ./...
+	bin/staticcheck ./...
+	$(GO) test -count=1 .
+
+bin/staticcheck: tools/go.mod
+	$(GO) build -C tools -o ../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
+
+test:
+	$(GO) test ./...
+
+race: ## the rooms where goroutines meet
+	$(GO) test -race -short -tags invariants ./state/... ./replica/... ./wal ./listen ./api/... ./node
+
+sim: ## one seed repeats one failure: make sim SEED=42 RUNS=1
+	$(GO) test ./test/sim -count=1 -seed $(SEED) -runs $(RUNS)
+
+fuzz: ## every fuzz target, FUZZTIME each
+	@$(GO) test -list '^Fuzz' ./... | awk '/^Fuzz/ {f[n++]=$$1} /^ok/ {for (i=0;i<n;i++) print $$2, f[i]; n=0}' | \
+	while read pkg target; do echo "== $$pkg $$target"; $(GO) test $$pkg -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) || exit 1; done
+
+run: build
+	bin/kvorum server
