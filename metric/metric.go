@@ -66,12 +66,17 @@ type Histogram struct {
 // NewHistogram returns a histogram of n buckets whose upper bounds start at
 // first and grow by factor, and one more for all that is larger.
 func NewHistogram(first, factor float64, n int) *Histogram {
-	h := &Histogram{bounds: make([]float64, n), counts: make([]atomic.Uint64, n+1)}
-	for i := range h.bounds {
-		h.bounds[i] = first
+	bounds := make([]float64, n)
+	for i := range bounds {
+		bounds[i] = first
 		first *= factor
 	}
-	return h
+	return NewHistogramOf(bounds...)
+}
+
+// NewHistogramOf returns a histogram of the given upper bounds, which rise.
+func NewHistogramOf(bounds ...float64) *Histogram {
+	return &Histogram{bounds: bounds, counts: make([]atomic.Uint64, len(bounds)+1)}
 }
 
 // Observe counts v.
