@@ -56,9 +56,9 @@ type Record struct {
 // default.
 type Options struct {
 	FS           vfs.FS   // default vfs.Default
-	Dir          string   // created when missing
+	Dir          string   // created when missing; its parent must be durable
 	Identity     [16]byte // stands in every segment; Open refuses the segments of another
-	SegmentBytes int64    // default 64 MiB; a larger batch gets a segment of its own size
+	SegmentBytes int64    // default 64 MiB, rounded up to whole pages; a larger batch gets a segment of its own size
 
 	// Floor is a position the caller knows was synced, or 0. A log that ends
 	// before it has lost records, which no log can see by itself at its very end.
@@ -121,6 +121,7 @@ func (o Options) withDefaults() Options {
 	if o.SegmentBytes == 0 {
 		o.SegmentBytes = 64 << 20
 	}
+	o.SegmentBytes = (o.SegmentBytes + pageBytes - 1) &^ (pageBytes - 1)
 	if o.Head == nil {
 		o.Head = func() []Record { return nil }
 	}
@@ -160,7 +161,7 @@ func (l *Log) Append(records ...Record) (Position, error) {
 	first := l.last.next
 	l.buf = appendRecords(reserve(l.buf[:0]), records)
 	l.buf = l.last.frame(l.buf, 0, kindBatch, len(records))
-	if err := l.write(l.buf); err != nil {
+	if err := l.write(); err != nil {
 		return 0, l.fail(err)
 	}
 	if cap(l.buf) > bufferMax {
@@ -197,7 +198,7 @@ func (l *Log) Settle() error {
 		return nil
 	}
 	l.buf = l.last.frame(reserve(l.buf[:0]), 0, kindMark, 0)
-	if err := l.write(l.buf); err != nil {
+	if err := l.write(); err != nil {
 		return l.fail(err)
 	}
 	if err := l.last.sync(); err != nil {
