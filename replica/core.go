@@ -1,0 +1,488 @@
+package replica
+
+import (
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"slices"
+
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
+	"google.golang.org/protobuf/proto"
+)
+
+// CoreOptions say what a core starts from. ID, Incarnation and Storage have no
+// default.
+type CoreOptions struct {
+	ID          uint64
+	Incarnation uint64 // of this run; never used before by this member
+	Storage     raft.Storage
+	Applied     uint64 // by the machine, durably
+
+	ElectionTicks  int // default 10
+	HeartbeatTicks int // default 1
+	RetryTicks     int // a read round without answer is asked anew; default 5
+
+	MessageBytes  uint64 // entries in one message; default 1 MiB
+	InflightBytes uint64 // entries on their way to one follower; default 64 MiB
+	Inflight      int    // messages on their way to one follower; default 512
+	ApplyBytes    uint64 // committed entries handed out but not yet applied; default 64 MiB
+	PendingBytes  uint64 // of a leader's entries that are not yet committed; default 256 MiB
+
+	NoPreVote bool         // elections without asking first whether they can be won
+	Logger    *slog.Logger // default: nobody hears of it
+}
+
+// Core is the part of a member that decides, as a step function: inputs go in
+// by its methods, and Work hands out what is to be done. It starts no
+// goroutine, knows no clock but the ticks it is given and does no I/O, so that
+// a whole cluster of cores can run in one goroutine. The only randomness is
+// raft's own: it draws election timeouts from crypto/rand.Reader.
+//
+// What it promises:
+//
+//	C1: work of one kind is handed out in the order in which it is to be done.
+//	C2: a read round is answered by an index that was committed somewhere
+//	    between its Read and its answer, or later. Each attempt to have it
+//	    answered carries an id of its own that no other attempt ever carries,
+//	    and counts only in the term in which it was asked.
+//	C3: a batch that Propose refused is in no log and never will be.
+type Core struct {
+	// Immutable after NewCore.
+	o CoreOptions
+
+	node *raft.RawNode
+
+	tick     uint64
+	batches  uint64 // the number of the last batch
+	frame    []byte // reused for batches while leading: raft copies them then
+	members  *pb.ConfState
+	role     raft.StateType // the four as of the last Work
+	lead     uint64
+	term     uint64
+	commit   uint64
+	applied  uint64
+	changing uint64        // the newest change of the membership in the log
+	ownTerm  uint64        // first entry of this member's leadership, 0 until it is known
+	held     []*pb.Message // read requests of others, until an entry of this term commits
+	writing  []uint64      // ticks at which the appends in flight were handed out
+	handover uint64        // tick of the last attempt to hand over because of the disk
+
+	reads struct {
+		rounds  uint64 // number of the last round
+		attempt uint64 // number of the last attempt
+		asked   round  // is being answered
+		next    round  // asked when that one is
+		done    []ReadDone
+		slow    uint64 // attempts given up so far
+	}
+}
+
+// round is a set of reads that are answered together.
+type round struct {
+	number  uint64 // 0: nobody waits
+	attempt uint64 // 0: not asked yet, or in vain
+	term    uint64
+	tick    uint64 // of the attempt
+}
+
+// ReadDone answers a read round: whoever has applied Index has seen all that
+// was committed when the round was opened.
+type ReadDone struct {
+	Round, Index uint64
+}
+
+// Work is what a core wants done. Messages may leave at once. Appends must be
+// carried out in order, with AppendDone after each; Applies likewise, with
+// ApplyDone. The two may overtake each other.
+type Work struct {
+	Messages []*pb.Message
+	Appends  []*pb.Message
+	Applies  []*pb.Message
+	Reads    []ReadDone
+}
+
+// Change is a membership that an applied entry has brought about.
+type Change struct {
+	Index  uint64
+	Change *pb.ConfChangeV2
+}
+
+var (
+	errDropped = errors.New("replica: no leader to propose to")
+	errBusy    = errors.New("replica: another change of the membership is under way")
+)
+
+func (o CoreOptions) withDefaults() CoreOptions {
+	set := func(v *uint64, to uint64) {
+		if *v == 0 {
+			*v = to
+		}
+	}
+	setInt := func(v *int, to int) {
+		if *v == 0 {
+			*v = to
+		}
+	}
+	setInt(&o.ElectionTicks, 10)
+	setInt(&o.HeartbeatTicks, 1)
+	setInt(&o.RetryTicks, 5)
+	setInt(&o.Inflight, 512)
+	set(&o.MessageBytes, 1<<20)
+	set(&o.InflightBytes, 64<<20)
+	set(&o.ApplyBytes, 64<<20)
+	set(&o.PendingBytes, 256<<20)
+	return o
+}
+
+// NewCore returns a core that continues where its storage ends.
+func NewCore(o CoreOptions) (*Core, error) {
+	o = o.withDefaults()
+	_, members, err := o.Storage.InitialState()
+	if err != nil {
+		return nil, err
+	}
+	node, err := raft.NewRawNode(&raft.Config{
+		ID:                        o.ID,
+		ElectionTick:              o.ElectionTicks,
+		HeartbeatTick:             o.HeartbeatTicks,
+		Storage:                   o.Storage,
+		Applied:                   o.Applied,
+		AsyncStorageWrites:        true,
+		MaxSizePerMsg:             o.MessageBytes,
+		MaxCommittedSizePerReady:  o.ApplyBytes,
+		MaxUncommittedEntriesSize: o.PendingBytes,
+		MaxInflightMsgs:           o.Inflight,
+		MaxInflightBytes:          max(o.InflightBytes, o.MessageBytes),
+		CheckQuorum:               true,
+		PreVote:                   !o.NoPreVote,
+		StepDownOnRemoval:         true,
+		Logger:                    raftLogger{o.Logger},
+	})
+	if err != nil {
+		return nil, err
+	}
+	c := &Core{o: o, node: node, members: members, applied: o.Applied}
+	status := node.BasicStatus()
+	c.term, c.commit = status.GetTerm(), status.GetCommit()
+	return c, nil
+}
+
+// Tick is one step of time.
+func (c *Core) Tick() {
+	c.tick++
+	if c.alone() && c.role != raft.StateLeader {
+		_ = c.node.Campaign() // nobody else could win: waiting for a timeout is in vain
+	}
+	c.node.Tick()
+	if r := &c.reads.asked; r.number != 0 && c.tick-r.tick >= uint64(c.o.RetryTicks) {
+		c.reads.slow++
+		c.ask()
+	}
+	c.watchDisk()
+}
+
+// alone says whether this member is the only one that votes.
+func (c *Core) alone() bool {
+	return len(c.members.GetVoters()) == 1 && c.members.Voters[0] == c.o.ID && len(c.members.GetVotersOutgoing()) == 0
+}
+
+// watchDisk hands leadership to the best follower when this member's disk has
+// not finished a write for an election timeout. Heartbeats go out regardless,
+// so nobody else would notice.
+func (c *Core) watchDisk() {
+	patience := uint64(c.o.ElectionTicks)
+	if c.role != raft.StateLeader || len(c.writing) == 0 || c.tick-c.writing[0] < patience || c.tick-c.handover < patience {
+		return
+	}
+	var best, match uint64
+	c.node.WithProgress(func(id uint64, kind raft.ProgressType, p tracker.Progress) {
+		if id != c.o.ID && kind == raft.ProgressTypePeer && p.RecentActive && p.Match > match {
+			best, match = id, p.Match
+		}
+	})
+	if best != 0 {
+		c.handover = c.tick
+		c.node.TransferLeader(best)
+	}
+}
+
+// Campaign starts an election.
+func (c *Core) Campaign() { _ = c.node.Campaign() }
+
+// Transfer asks to hand leadership to a voting member. Status tells what came
+// of it.
+func (c *Core) Transfer(to uint64) { c.node.TransferLeader(to) }
+
+// Unreachable tells that messages to a member were lost.
+func (c *Core) Unreachable(id uint64) { c.node.ReportUnreachable(id) }
+
+// Snapshot tells how the sending of a snapshot to a member ended.
+func (c *Core) Snapshot(id uint64, ok bool) {
+	status := raft.SnapshotFinish
+	if !ok {
+		status = raft.SnapshotFailure
+	}
+	c.node.ReportSnapshot(id, status)
+}
+
+// Step takes a message of another member. Raft lives with lost messages, so a
+// message that does not fit is as good as lost.
+func (c *Core) Step(m *pb.Message) {
+	if raft.IsLocalMsg(m.GetType()) || raft.IsLocalMsgTarget(m.GetFrom()) {
+		return
+	}
+	if m.GetType() == pb.MsgReadIndex && len(m.Entries) != 1 || m.GetType() == pb.MsgProp && len(m.Entries) == 0 {
+		return
+	}
+	if m.GetType() == pb.MsgReadIndex && !c.mayAnswerReads() {
+		const heldMax = 1024
+		if len(c.held) < heldMax {
+			c.held = append(c.held, m)
+		}
+		return
+	}
+	_ = c.node.Step(m)
+}
+
+// mayAnswerReads is false for a leader that has committed nothing in its term:
+// its commit index may lie behind what earlier leaders have acknowledged.
+func (c *Core) mayAnswerReads() bool {
+	status := c.node.BasicStatus()
+	if status.RaftState != raft.StateLeader {
+		return true // raft passes requests on, or drops them
+	}
+	return status.GetTerm() == c.term && c.ownTerm != 0 && status.GetCommit() >= c.ownTerm
+}
+
+// Propose names the commands a batch and proposes it. It fails only if the
+// batch is certainly lost, and may then be called again with the same commands.
+func (c *Core) Propose(commands [][]byte) (Name, error) {
+	name := Name{c.o.ID, c.o.Incarnation, c.batches + 1}
+	b := c.frame[:0]
+	if c.role != raft.StateLeader {
+		b = nil // it becomes part of a message
+	}
+	b = appendFrame(b, name, len(commands))
+	for _, command := range commands {
+		b = appendCommand(b, command)
+	}
+	if c.role == raft.StateLeader && cap(b) <= 4<<20 {
+		c.frame = b
+	}
+	if err := c.node.Propose(b); err != nil {
+		return Name{}, errDropped
+	}
+	c.batches++
+	return name, nil
+}
+
+// Configure proposes a change of the membership together with the command in
+// its context. It fails only if the change is certainly lost.
+func (c *Core) Configure(change *pb.ConfChangeV2) (Name, error) {
+	name := Name{c.o.ID, c.o.Incarnation, c.batches + 1}
+	change = proto.Clone(change).(*pb.ConfChangeV2)
+	change.Context = appendCommand(appendFrame(nil, name, 1), change.Context)
+	data, err := proto.Marshal(change)
+	if err != nil {
+		return Name{}, err
+	}
+	entries := []*pb.Entry{{Type: pb.EntryConfChangeV2.Enum(), Data: data}}
+	if err := c.node.Step(&pb.Message{Type: pb.MsgProp.Enum(), From: proto.Uint64(c.o.ID), Entries: entries}); err != nil {
+		return Name{}, errDropped
+	}
+	if entries[0].GetType() == pb.EntryNormal {
+		return Name{}, errBusy // raft put an empty entry in its place
+	}
+	c.batches++
+	return name, nil
+}
+
+// Read opens a read round, or joins the one that is not asked yet, and returns
+// its number. A round stays open until it is answered.
+func (c *Core) Read() uint64 {
+	r := &c.reads
+	if r.next.number == 0 {
+		r.rounds++
+		r.next = round{number: r.rounds}
+	}
+	number := r.next.number
+	if r.asked.number == 0 {
+		c.askNext()
+	}
+	return number
+}
+
+func (c *Core) askNext() {
+	r := &c.reads
+	r.asked, r.next = r.next, round{}
+	if r.asked.number != 0 {
+		c.ask()
+	}
+}
+
+// ask starts a new attempt to have the round answered; what an earlier one
+// brings is not listened to any more.
+func (c *Core) ask() {
+	asked := &c.reads.asked
+	asked.attempt, asked.tick = 0, c.tick
+	status := c.node.BasicStatus()
+	if status.Lead == raft.None || !c.mayAnswerReads() {
+		return // Work asks when there is a leader that can answer
+	}
+	c.reads.attempt++
+	asked.attempt, asked.term = c.reads.attempt, status.GetTerm()
+	c.node.ReadIndex(c.readID(asked.attempt))
+}
+
+func (c *Core) readID(attempt uint64) []byte {
+	b := make([]byte, 0, 24)
+	b = binary.LittleEndian.AppendUint64(b, c.o.ID)
+	b = binary.LittleEndian.AppendUint64(b, c.o.Incarnation)
+	return binary.LittleEndian.AppendUint64(b, attempt)
+}
+
+// answered takes an answer to a read request, if it is the one waited for.
+func (c *Core) answered(s raft.ReadState) {
+	asked := &c.reads.asked
+	if asked.number == 0 || asked.attempt == 0 || asked.term != c.term || string(s.RequestCtx) != string(c.readID(asked.attempt)) {
+		return
+	}
+	c.reads.done = append(c.reads.done, ReadDone{asked.number, s.Index})
+	c.askNext()
+}
+
+// AppendDone tells that the oldest append is durable, and a snapshot in it
+// restored. Its responses to other members may leave, before or after.
+func (c *Core) AppendDone(m *pb.Message) {
+	if len(m.Entries) > 0 {
+		c.writing = c.writing[1:]
+	}
+	for _, response := range m.Responses {
+		if response.GetTo() == c.o.ID {
+			_ = c.node.Step(response)
+		}
+	}
+	if s := m.GetSnapshot(); !raft.IsEmptySnap(s) {
+		c.applied = max(c.applied, s.GetMetadata().GetIndex())
+	}
+}
+
+// ApplyDone tells that the oldest entries to apply are applied, and which
+// changes of the membership they brought.
+func (c *Core) ApplyDone(m *pb.Message, changes []Change) {
+	// Before raft hears that the entries are applied: it then takes the
+	// membership for the one they left behind.
+	for _, change := range changes {
+		c.members = c.node.ApplyConfChange(change.Change)
+	}
+	for _, response := range m.Responses {
+		_ = c.node.Step(response)
+	}
+	c.applied = m.Entries[len(m.Entries)-1].GetIndex()
+}
+
+// Writing returns how many appends of entries are under way.
+func (c *Core) Writing() int { return len(c.writing) }
+
+// Transferee returns to whom leadership is being handed, or 0.
+func (c *Core) Transferee() uint64 { return c.node.BasicStatus().LeadTransferee }
+
+// Changing says whether a change of the membership proposed now would come to
+// nothing, because raft takes no two at once: it holds one in the log for under
+// way until it is applied, and so it does whatever a new leader has found.
+func (c *Core) Changing() bool {
+	return c.changing > c.applied || len(c.members.GetVotersOutgoing()) > 0 ||
+		c.role == raft.StateLeader && (c.ownTerm == 0 || c.applied+1 < c.ownTerm)
+}
+
+// CanPropose says whether a batch proposed now has somewhere to go.
+func (c *Core) CanPropose() bool { return c.lead != raft.None }
+
+// Work returns what is to be done, and what became of the reads. The slices of
+// w are reused.
+func (c *Core) Work(w *Work) {
+	w.Messages, w.Appends, w.Applies, w.Reads = w.Messages[:0], w.Appends[:0], w.Applies[:0], w.Reads[:0]
+	for c.node.HasReady() {
+		c.take(w, c.node.Ready())
+	}
+	w.Reads = append(w.Reads, c.reads.done...)
+	c.reads.done = c.reads.done[:0]
+}
+
+func (c *Core) take(w *Work, ready raft.Ready) {
+	moved := false // leadership, or what its holder may say
+	if ready.HardState != nil {
+		if ready.GetTerm() != c.term {
+			c.term, c.ownTerm, moved = ready.GetTerm(), 0, true
+		}
+		c.commit = ready.GetCommit()
+	}
+	if ready.SoftState != nil {
+		moved = moved || ready.Lead != c.lead
+		c.lead, c.role = ready.Lead, ready.RaftState
+	}
+	for _, m := range ready.Messages {
+		switch m.GetTo() {
+		case raft.LocalAppendThread:
+			c.toAppend(m)
+			w.Appends = append(w.Appends, m)
+		case raft.LocalApplyThread:
+			w.Applies = append(w.Applies, m)
+		default:
+			w.Messages = append(w.Messages, m)
+		}
+	}
+	for _, s := range ready.ReadStates {
+		c.answered(s)
+	}
+	c.moveReads(moved)
+}
+
+func (c *Core) toAppend(m *pb.Message) {
+	if s := m.GetSnapshot(); !raft.IsEmptySnap(s) {
+		c.members = s.GetMetadata().GetConfState()
+	}
+	if len(m.Entries) == 0 {
+		return
+	}
+	c.writing = append(c.writing, c.tick)
+	for _, e := range m.Entries {
+		if e.GetType() != pb.EntryNormal {
+			c.changing = e.GetIndex()
+		}
+	}
+	if c.ownTerm == 0 && c.role == raft.StateLeader {
+		// A leader's first entry is its own, and all of this term are a leader's.
+		i := slices.IndexFunc(m.Entries, func(e *pb.Entry) bool { return e.GetTerm() == c.term })
+		if i >= 0 {
+			c.ownTerm = m.Entries[i].GetIndex()
+		}
+	}
+}
+
+// moveReads asks anew what a change of leadership has made void, and what had
+// to wait for a leader that can answer.
+func (c *Core) moveReads(moved bool) {
+	if moved {
+		c.reads.asked.attempt = 0
+	}
+	if c.reads.asked.number != 0 && c.reads.asked.attempt == 0 {
+		c.ask()
+	}
+	if len(c.held) == 0 {
+		return
+	}
+	if c.role != raft.StateLeader {
+		c.held = nil // those who asked will ask again
+		return
+	}
+	if c.mayAnswerReads() {
+		held := c.held
+		c.held = nil
+		for _, m := range held {
+			_ = c.node.Step(m)
+		}
+	}
+}

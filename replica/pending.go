@@ -1,0 +1,159 @@
+package replica
+
+import (
+	"sync"
+	"sync/atomic"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+)
+
+// waiter is somebody who waits for a result. Two may want to end the wait, a
+// loop with an outcome and the caller whose context has ended: whoever moves
+// the state away from waiting has the right to.
+type waiter[R any] struct {
+	state atomic.Uint32
+	done  chan struct{} // holds one: told when result and err are there
+
+	command []byte
+	change  *pb.ConfChangeV2 // the command comes with a change of the membership
+	to      uint64           // leadership is to be handed to this member
+
+	result R
+	err    error
+}
+
+const (
+	waiting uint32 = iota
+	answered
+	left
+)
+
+// end gives the outcome, unless nobody waits any more.
+func (w *waiter[R]) end(result R, err error) bool {
+	if !w.state.CompareAndSwap(waiting, answered) {
+		return false
+	}
+	w.result, w.err = result, err
+	w.done <- struct{}{}
+	return true
+}
+
+// batch is those who wait for the commands of one entry.
+type batch[R any] struct {
+	name    Name
+	waiters []*waiter[R]
+	tick    uint64 // when it was proposed
+}
+
+// pending holds the batches that may still commit. A batch that was lost on
+// its way is indistinguishable from one that is late, so it stays until nobody
+// waits for it.
+type pending[R any] struct {
+	origin, incarnation uint64
+
+	commands atomic.Int64 // proposed or about to be, and not yet answered
+	bytes    atomic.Int64
+
+	mu struct {
+		sync.Mutex
+		batches map[uint64]*batch[R] // by number
+	}
+	free sync.Pool
+}
+
+func newPending[R any](origin, incarnation uint64) *pending[R] {
+	p := &pending[R]{origin: origin, incarnation: incarnation}
+	p.mu.batches = map[uint64]*batch[R]{}
+	return p
+}
+
+func (p *pending[R]) newBatch() *batch[R] {
+	if b, ok := p.free.Get().(*batch[R]); ok {
+		return b
+	}
+	return &batch[R]{}
+}
+
+func (p *pending[R]) add(b *batch[R]) {
+	p.mu.Lock()
+	p.mu.batches[b.name.Number] = b
+	p.mu.Unlock()
+}
+
+// take removes and returns the batch of that name, nil if nobody here waits.
+func (p *pending[R]) take(name Name) *batch[R] {
+	if name.Origin != p.origin || name.Incarnation != p.incarnation {
+		return nil
+	}
+	p.mu.Lock()
+	b := p.mu.batches[name.Number]
+	delete(p.mu.batches, name.Number)
+	p.mu.Unlock()
+	return b
+}
+
+// sweep forgets the batches proposed before a tick that everybody has left.
+func (p *pending[R]) sweep(before uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for number, b := range p.mu.batches {
+		if b.tick >= before {
+			continue
+		}
+		abandoned := true
+		for _, w := range b.waiters {
+			abandoned = abandoned && w.state.Load() == left
+		}
+		if abandoned {
+			delete(p.mu.batches, number)
+			p.account(b.waiters)
+			p.recycle(b)
+		}
+	}
+}
+
+// failAll ends every wait.
+func (p *pending[R]) failAll(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for number, b := range p.mu.batches {
+		delete(p.mu.batches, number)
+		b.fail(p, err)
+	}
+}
+
+// finish gives each waiter its result.
+func (b *batch[R]) finish(p *pending[R], results []R) {
+	must(len(results) == len(b.waiters), "A1: one result for each command")
+	p.account(b.waiters)
+	for i, w := range b.waiters {
+		w.end(results[i], nil)
+	}
+	p.recycle(b)
+}
+
+func (b *batch[R]) fail(p *pending[R], err error) {
+	p.account(b.waiters)
+	for _, w := range b.waiters {
+		var none R
+		w.end(none, err)
+	}
+	p.recycle(b)
+}
+
+// account takes waiters out of what is pending. It comes before the end of
+// their wait: then they belong to somebody else.
+func (p *pending[R]) account(waiters []*waiter[R]) {
+	size := 0
+	for _, w := range waiters {
+		size += len(w.command)
+	}
+	p.bytes.Add(-int64(size))
+	p.commands.Add(-int64(len(waiters)))
+}
+
+func (p *pending[R]) recycle(b *batch[R]) {
+	clear(b.waiters)
+	b.waiters = b.waiters[:0]
+	p.free.Put(b)
+}

@@ -1,0 +1,489 @@
+// Package replica is the ring that knows what is agreed: it puts commands in
+// one order on all members of a cluster, gives them to a machine in that order
+// and hands the results to those who wait. It knows raft, the log and quorum;
+// it never knows what a command means.
+//
+//	core.go     decides: a step function around raft, without goroutine or clock
+//	apply.go    feeds the machine
+//	run.go      the three loops that carry the work out
+//	replica.go  the door
+//
+// What it promises:
+//
+//	I4: a result is given only for a command that is in the log of a quorum,
+//	    synced, and applied here. With one member that is this member.
+//	I5: the log is cut only below what the machine holds durably.
+//	I16: an error that says a command was not executed is true. Where nobody can
+//	    know, the error says that time ran out.
+//
+// Beside these stand the promises of Core, Applier and package raftlog.
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/metric"
+	"github.com/kvorum/kvorum/replica/internal/raftlog"
+)
+
+// Transport carries messages to other members. Send must not wait and is
+// called by two goroutines. It may lose messages and reorder them, but never
+// deliver one twice: a proposal that arrives twice would be executed twice. It
+// must not keep the slice; the messages never change.
+//
+// Of a MsgSnap the data is not part: the transport sends a snapshot of the
+// machine that is at least as new as the message says, writes what it really
+// is into the message's metadata, and tells Snapshot how it ended.
+type Transport interface {
+	Send(messages []*pb.Message)
+}
+
+// LogOptions say where the log lives.
+type LogOptions = raftlog.Options
+
+// Log is the log of a member, for those who run a Core themselves.
+type Log = raftlog.Log
+
+// OpenLog opens a log.
+func OpenLog(o LogOptions) (*Log, error) { return raftlog.Open(o) }
+
+// Options of a replica. ID and Log.WAL.Dir have no default.
+type Options[R any] struct {
+	ID        uint64
+	Log       LogOptions  // Applied and Configuration are the machine's
+	Core      CoreOptions // ID, Incarnation, Storage and Applied are the replica's
+	Transport Transport   // default: there is nobody else
+
+	Tick time.Duration // default 100 ms
+
+	// Accepted says of the result of a command that came with a change of the
+	// membership whether the change holds. It must be a function of the
+	// result, which must be a function of the log. Default: it always does.
+	Accepted func(R) bool
+
+	// Connected says whether a member can be reached. It only chooses the
+	// words of a timeout. Default: all can.
+	Connected func(id uint64) bool
+
+	BatchBytes   int    // of commands in one entry; default 1 MiB; one larger command is an entry
+	WaitingMax   int    // commands without result; default 65536
+	WaitingBytes int64  // of them; default 256 MiB
+	UnappliedMax uint64 // entries committed but not applied, beyond which no command is taken; default 5000
+	Metrics      Metrics
+	Logger       *slog.Logger // default: nobody hears of it
+}
+
+// Metrics are where a replica counts. Each may be nil.
+type Metrics struct {
+	Committed      *metric.Gauge   // index
+	Applied        *metric.Gauge   // index
+	Pending        *metric.Gauge   // commands without result
+	Failed         *metric.Counter // commands that ran out of time
+	LeaderChanges  *metric.Counter
+	HasLeader      *metric.Gauge
+	IsLeader       *metric.Gauge
+	IsLearner      *metric.Gauge
+	SlowReads      *metric.Counter // attempts to have reads answered that were repeated
+	FailedReads    *metric.Counter // reads that ran out of time
+	HeartbeatsLate *metric.Counter // heartbeats that left late because this member was busy
+	BatchCommands  *metric.Histogram
+}
+
+func (o Options[R]) withDefaults() Options[R] {
+	if o.Tick == 0 {
+		o.Tick = 100 * time.Millisecond
+	}
+	if o.Connected == nil {
+		o.Connected = func(uint64) bool { return true }
+	}
+	if o.BatchBytes == 0 {
+		o.BatchBytes = 1 << 20
+	}
+	if o.WaitingMax == 0 {
+		o.WaitingMax = 1 << 16
+	}
+	if o.WaitingBytes == 0 {
+		o.WaitingBytes = 256 << 20
+	}
+	if o.UnappliedMax == 0 {
+		o.UnappliedMax = 5000
+	}
+	if o.Transport == nil {
+		o.Transport = nobody{}
+	}
+	o.Core = o.Core.withDefaults()
+	if o.Core.Logger == nil {
+		o.Core.Logger = o.Logger
+	}
+	return o
+}
+
+type nobody struct{}
+
+func (nobody) Send([]*pb.Message) {}
+
+// Replica is one member's part in a cluster. All methods may be called from
+// any goroutine.
+type Replica[R any] struct {
+	// Immutable after Open.
+	o       Options[R]
+	log     *raftlog.Log
+	machine Machine[R]
+	pending *pending[R]
+	wake    chan struct{} // holds one: there is something in the inbox
+	appends *queue[*pb.Message]
+	applies *queue[applyJob]
+
+	status  atomic.Pointer[Status]
+	ticks   atomic.Uint64
+	elected atomic.Uint64 // tick at which the present leader was first heard of
+	durable atomic.Uint64 // index that the machine holds durably
+	waiters sync.Pool
+
+	core    *Core       // owned by the raft loop
+	loop    raftLoop[R] // owned by the raft loop
+	applier *Applier[R] // owned by the apply loop
+
+	mu struct {
+		sync.Mutex
+		in     inbox[R]
+		closed bool
+	}
+}
+
+// inbox is what waits for the raft loop.
+type inbox[R any] struct {
+	proposals []*waiter[R]
+	barriers  []*waiter[R]
+	changes   []*waiter[R]
+	transfers []*waiter[R]
+	messages  []*pb.Message
+	reports   []report
+	appended  []*pb.Message
+	applied   []Applied
+}
+
+// report says how the sending of messages to a member went.
+type report struct {
+	id           uint64
+	snapshot, ok bool
+}
+
+// messagesMax bounds the messages of others that wait. Raft repeats what is
+// dropped.
+const messagesMax = 8192
+
+// Open opens the log beside a machine, and has the machine finish a snapshot
+// that a crash interrupted. Run must follow: it closes what Open has opened.
+func Open[R any](machine Machine[R], o Options[R]) (*Replica[R], error) {
+	o = o.withDefaults()
+	applied, durable := machine.Applied()
+	if applied != durable {
+		return nil, fmt.Errorf("replica: the state is at %d but durable only up to %d: it was not just opened", applied, durable)
+	}
+	members, err := decodeMembers(machine.Configuration())
+	if err != nil {
+		return nil, err
+	}
+	o.Log.Applied, o.Log.Configuration = applied, members
+	log, err := raftlog.Open(o.Log)
+	if err != nil {
+		return nil, err
+	}
+	r, err := open(machine, o, log, applied)
+	if err != nil {
+		return nil, errors.Join(err, log.Close())
+	}
+	return r, nil
+}
+
+func open[R any](machine Machine[R], o Options[R], log *raftlog.Log, applied uint64) (*Replica[R], error) {
+	snapshot, err := log.Snapshot()
+	if err != nil {
+		snapshot = &pb.Snapshot{} // a machine that waits for its first snapshot
+	}
+	meta := snapshot.GetMetadata()
+	at := Mark{Index: meta.GetIndex(), Term: meta.GetTerm(), Configuration: meta.GetConfState()}
+	if at.Configuration == nil {
+		at.Configuration = &pb.ConfState{}
+	}
+
+	r := &Replica[R]{
+		o: o, log: log, machine: machine,
+		pending: newPending[R](o.ID, log.Incarnation()),
+		wake:    make(chan struct{}, 1),
+		appends: newQueue[*pb.Message](),
+		applies: newQueue[applyJob](),
+	}
+	r.applier = newApplier(machine, o.Accepted, r.pending, at)
+	if at.Index > applied {
+		if err := r.applier.Restore(snapshot); err != nil {
+			return nil, err
+		}
+	}
+	r.durable.Store(at.Index)
+
+	o.Core.ID, o.Core.Incarnation = o.ID, log.Incarnation()
+	o.Core.Storage, o.Core.Applied = log, at.Index
+	if r.core, err = NewCore(o.Core); err != nil {
+		return nil, fmt.Errorf("replica: start raft: %w", err)
+	}
+	r.publish(true)
+	return r, nil
+}
+
+// Status returns what this member knows of the cluster.
+func (r *Replica[R]) Status() *Status { return r.status.Load() }
+
+// LogBytes returns what the log takes on disk.
+func (r *Replica[R]) LogBytes() int64 { return r.log.Size() }
+
+// Propose returns the result of a command once it is committed and applied
+// here. The context should have a deadline: a proposal that was lost on its
+// way to the leader is not noticed otherwise. When Propose returns early, the
+// command may still be executed, unless the error is TooManyRequests. The
+// command must not change until then.
+func (r *Replica[R]) Propose(ctx context.Context, command []byte) (R, error) {
+	var none R
+	if err := r.admit(len(command)); err != nil {
+		return none, err
+	}
+	w := r.waiter()
+	w.command = command
+	began := r.ticks.Load()
+	r.mu.Lock()
+	if r.mu.closed {
+		r.mu.Unlock()
+		r.pending.account([]*waiter[R]{w})
+		return none, fault.Stopped
+	}
+	r.mu.in.proposals = append(r.mu.in.proposals, w)
+	first := len(r.mu.in.proposals) == 1
+	r.mu.Unlock()
+	if first {
+		r.notify()
+	}
+	result, err := r.wait(ctx, w, began)
+	if err != nil && ctx.Err() != nil {
+		r.o.Metrics.Failed.Inc()
+	}
+	return result, err
+}
+
+// admit takes a command into account, or refuses it.
+func (r *Replica[R]) admit(size int) error {
+	if status := r.status.Load(); status.Commit > status.Applied+r.o.UnappliedMax {
+		return fault.TooManyRequests
+	}
+	commands, bytes := r.pending.commands.Add(1), r.pending.bytes.Add(int64(size))
+	if commands > int64(r.o.WaitingMax) || bytes > r.o.WaitingBytes && commands > 1 {
+		r.pending.commands.Add(-1)
+		r.pending.bytes.Add(-int64(size))
+		return fault.TooManyRequests
+	}
+	return nil
+}
+
+// Configure proposes a change of the membership together with the command in
+// its context, and returns the command's result once both are applied here.
+// Where the result is not accepted, the membership has not changed. What holds
+// of Propose holds of Configure.
+func (r *Replica[R]) Configure(ctx context.Context, change *pb.ConfChangeV2) (R, error) {
+	var none R
+	if err := r.admit(len(change.Context)); err != nil {
+		return none, err
+	}
+	w := r.waiter()
+	w.command, w.change = change.Context, change
+	if !r.submit(w, func(in *inbox[R]) { in.changes = append(in.changes, w) }) {
+		r.pending.account([]*waiter[R]{w})
+		return none, fault.Stopped
+	}
+	return r.wait(ctx, w, r.ticks.Load())
+}
+
+// Barrier returns when all that was committed anywhere in the cluster before
+// the call is applied here.
+func (r *Replica[R]) Barrier(ctx context.Context) error {
+	w := r.waiter()
+	began := r.ticks.Load()
+	r.mu.Lock()
+	if r.mu.closed {
+		r.mu.Unlock()
+		return fault.Stopped
+	}
+	r.mu.in.barriers = append(r.mu.in.barriers, w)
+	first := len(r.mu.in.barriers) == 1
+	r.mu.Unlock()
+	if first {
+		r.notify()
+	}
+	_, err := r.wait(ctx, w, began)
+	if err != nil && ctx.Err() != nil {
+		r.o.Metrics.FailedReads.Inc()
+	}
+	return err
+}
+
+// Transfer hands leadership to a voting member and returns when that member
+// leads. Only the leader can.
+func (r *Replica[R]) Transfer(ctx context.Context, to uint64) error {
+	w := r.waiter()
+	w.to = to
+	if !r.submit(w, func(in *inbox[R]) { in.transfers = append(in.transfers, w) }) {
+		return fault.Stopped
+	}
+	_, err := r.wait(ctx, w, r.ticks.Load())
+	return err
+}
+
+// Step takes a message of another member. It does not wait. Of a MsgSnap, the
+// data must be durable here, ready for Machine.Restore.
+func (r *Replica[R]) Step(m *pb.Message) {
+	r.submit(nil, func(in *inbox[R]) {
+		if len(in.messages) < messagesMax {
+			in.messages = append(in.messages, m)
+		}
+	})
+}
+
+// ReportUnreachable tells that messages to a member were lost.
+func (r *Replica[R]) ReportUnreachable(id uint64) {
+	r.submit(nil, func(in *inbox[R]) { in.reports = append(in.reports, report{id: id}) })
+}
+
+// ReportSnapshot tells how the sending of a snapshot to a member ended.
+func (r *Replica[R]) ReportSnapshot(id uint64, ok bool) {
+	r.submit(nil, func(in *inbox[R]) { in.reports = append(in.reports, report{id: id, snapshot: true, ok: ok}) })
+}
+
+// submit changes the inbox and wakes the raft loop, unless the replica has
+// stopped.
+func (r *Replica[R]) submit(w *waiter[R], change func(*inbox[R])) bool {
+	r.mu.Lock()
+	closed := r.mu.closed
+	if !closed {
+		change(&r.mu.in)
+	}
+	r.mu.Unlock()
+	if !closed {
+		r.notify()
+	}
+	return !closed
+}
+
+func (r *Replica[R]) notify() {
+	select {
+	case r.wake <- struct{}{}:
+	default: // it is awake
+	}
+}
+
+func (r *Replica[R]) waiter() *waiter[R] {
+	if w, ok := r.waiters.Get().(*waiter[R]); ok {
+		return w
+	}
+	return &waiter[R]{done: make(chan struct{}, 1)}
+}
+
+// wait returns the outcome, or why there is none when the context ends first.
+func (r *Replica[R]) wait(ctx context.Context, w *waiter[R], began uint64) (R, error) {
+	select {
+	case <-w.done:
+	case <-ctx.Done():
+		if w.state.CompareAndSwap(waiting, left) {
+			var none R
+			return none, r.timedOut(ctx, began)
+		}
+		<-w.done
+	}
+	result, err := w.result, w.err
+	*w = waiter[R]{done: w.done}
+	r.waiters.Put(w)
+	return result, err
+}
+
+// timedOut chooses the words for a wait that ended without outcome. All of
+// them leave open whether the command is executed.
+func (r *Replica[R]) timedOut(ctx context.Context, began uint64) error {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return fault.RequestCanceled
+	}
+	// A leader elected since, or shortly before: the one before may have taken
+	// the command with it.
+	elected, election := r.elected.Load(), uint64(r.o.Core.ElectionTicks)
+	if elected > began && elected < began+2*election {
+		return fault.TimeoutLeaderFail
+	}
+	status := r.status.Load()
+	switch status.Leader {
+	case 0:
+		return fault.Timeout
+	case status.ID:
+		reached := 0
+		for _, id := range status.Voters {
+			if id == status.ID || r.o.Connected(id) {
+				reached++
+			}
+		}
+		if reached <= len(status.Voters)/2 {
+			return fault.TimeoutConnectionLost
+		}
+	default:
+		if !r.o.Connected(status.Leader) {
+			return fault.TimeoutConnectionLost
+		}
+	}
+	return fault.Timeout
+}
+
+// publish makes the core's status everybody's, and counts what changed.
+func (r *Replica[R]) publish(all bool) {
+	next := r.core.Status(all)
+	prev := r.status.Load()
+	if prev != nil {
+		if !all && next.Role == Leader && prev.Role == Leader && prev.Term == next.Term {
+			next.Progress, next.Transferee = prev.Progress, prev.Transferee
+		}
+		if next.Term == prev.Term && next.Leader == prev.Leader && next.Role == prev.Role &&
+			next.Commit == prev.Commit && next.Applied == prev.Applied && !all && next.SlowReads == prev.SlowReads &&
+			slices.Equal(next.Voters, prev.Voters) && slices.Equal(next.Learners, prev.Learners) && slices.Equal(next.Outgoing, prev.Outgoing) {
+			return
+		}
+	}
+	r.status.Store(&next)
+
+	m := &r.o.Metrics
+	m.Committed.Set(int64(next.Commit))
+	m.Applied.Set(int64(next.Applied))
+	m.Pending.Set(r.pending.commands.Load())
+	if prev == nil || prev.Leader != next.Leader {
+		if next.Leader != 0 {
+			r.elected.Store(r.ticks.Load())
+			m.LeaderChanges.Inc()
+		}
+	}
+	if prev != nil {
+		m.SlowReads.Add(next.SlowReads - prev.SlowReads)
+	}
+	m.HasLeader.Set(oneIf(next.Leader != 0))
+	m.IsLeader.Set(oneIf(next.Role == Leader))
+	m.IsLearner.Set(oneIf(slices.Contains(next.Learners, next.ID)))
+}
+
+func oneIf(yes bool) int64 {
+	if yes {
+		return 1
+	}
+	return 0
+}

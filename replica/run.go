@@ -1,0 +1,515 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kvorum/kvorum/fault"
+)
+
+// writingMax is how many appends may be under way when proposals are taken:
+// one that the disk works on, one that is ready when it is done. What arrives
+// meanwhile becomes one entry.
+const writingMax = 2
+
+// applyJob is work for the apply loop: entries, or a snapshot to restore.
+type applyJob struct {
+	message  *pb.Message
+	snapshot *pb.Snapshot
+	restored chan<- struct{}
+}
+
+// raftLoop is what the raft loop keeps between its rounds.
+type raftLoop[R any] struct {
+	in        inbox[R] // what is being worked on
+	work      Work
+	backlog   []*waiter[R] // proposals that raft has dropped
+	changes   []*waiter[R] // of the membership, not yet proposed
+	changeAt  uint64       // tick before which none is proposed
+	transfers []*waiter[R]
+	rounds    []reading[R] // read rounds not yet answered, oldest first
+	readers   []reading[R] // answered, but not yet applied that far
+	commands  [][]byte
+	ticked    time.Time
+}
+
+// reading is those who wait for a read round.
+type reading[R any] struct {
+	round, index uint64
+	waiters      []*waiter[R]
+}
+
+// Run does the work of the member until the context ends, and returns nil
+// then, or until the log or the machine fails. Every wait has ended when it
+// returns, and the log is closed.
+func (r *Replica[R]) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { r.raftLoop(ctx); return nil })
+	g.Go(func() error { return r.appendLoop(ctx) }) // these two end when the
+	g.Go(r.applyLoop)                               // raft loop closes their queues
+	err := g.Wait()
+	r.stop()
+	return errors.Join(err, r.log.Close())
+}
+
+// stop ends every wait.
+func (r *Replica[R]) stop() {
+	r.mu.Lock()
+	r.mu.closed = true
+	in := r.mu.in
+	r.mu.in = inbox[R]{}
+	r.mu.Unlock()
+
+	l := &r.loop
+	end := func(waiters []*waiter[R], commands bool) {
+		if commands {
+			r.pending.account(waiters)
+		}
+		for _, w := range waiters {
+			var none R
+			w.end(none, fault.Stopped)
+		}
+	}
+	end(in.proposals, true)
+	end(l.backlog, true)
+	end(in.changes, true)
+	end(l.changes, true)
+	end(in.barriers, false)
+	end(in.transfers, false)
+	end(l.transfers, false)
+	for _, rounds := range [][]reading[R]{l.rounds, l.readers} {
+		for _, reading := range rounds {
+			end(reading.waiters, false)
+		}
+	}
+	r.pending.failAll(fault.Stopped)
+}
+
+// The raft loop owns the core. It never waits for a disk or a machine.
+func (r *Replica[R]) raftLoop(ctx context.Context) {
+	defer r.appends.close()
+	defer r.applies.close()
+	ticker := time.NewTicker(r.o.Tick)
+	defer ticker.Stop()
+	r.loop.ticked = time.Now()
+
+	if r.core.alone() {
+		r.core.Campaign()
+	}
+	for ticked := true; ; {
+		r.round()
+		r.publish(ticked)
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.wake:
+			ticked = false
+		case now := <-ticker.C:
+			r.tick(now)
+			ticked = true
+		}
+	}
+}
+
+func (r *Replica[R]) tick(now time.Time) {
+	l := &r.loop
+	if late := 2 * r.o.Tick * time.Duration(r.o.Core.HeartbeatTicks); now.Sub(l.ticked) > late && r.core.role == raft.StateLeader {
+		r.o.Metrics.HeartbeatsLate.Inc()
+	}
+	l.ticked = now
+	r.core.Tick()
+	if n := r.ticks.Add(1); n%uint64(r.o.Core.ElectionTicks) == 0 {
+		r.sweep(n)
+	}
+}
+
+// round takes everything that waits, and hands out everything that follows.
+func (r *Replica[R]) round() {
+	l := &r.loop
+	r.swap()
+
+	for _, m := range l.in.appended {
+		r.core.AppendDone(m)
+	}
+	for _, a := range l.in.applied {
+		r.core.ApplyDone(a.Message, a.Changes)
+		r.log.Applied(a.At)
+	}
+	for _, m := range l.in.messages {
+		r.core.Step(m)
+	}
+	for _, report := range l.in.reports {
+		if report.snapshot {
+			r.core.Snapshot(report.id, report.ok)
+		} else {
+			r.core.Unreachable(report.id)
+		}
+	}
+	l.changes = append(l.changes, l.in.changes...)
+	r.transfer()
+	if len(l.in.barriers) > 0 {
+		r.read(l.in.barriers)
+	}
+
+	// First without proposals: what just came may have made way for them.
+	r.dispatch()
+	if r.propose() {
+		r.dispatch()
+	}
+	r.finishReads()
+	r.finishTransfers()
+}
+
+// swap takes what waits, except the proposals.
+func (r *Replica[R]) swap() {
+	in := &r.loop.in
+	empty(&in.barriers)
+	empty(&in.changes)
+	empty(&in.transfers)
+	empty(&in.messages)
+	empty(&in.reports)
+	empty(&in.appended)
+	empty(&in.applied)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	in.barriers, r.mu.in.barriers = r.mu.in.barriers, in.barriers
+	in.changes, r.mu.in.changes = r.mu.in.changes, in.changes
+	in.transfers, r.mu.in.transfers = r.mu.in.transfers, in.transfers
+	in.messages, r.mu.in.messages = r.mu.in.messages, in.messages
+	in.reports, r.mu.in.reports = r.mu.in.reports, in.reports
+	in.appended, r.mu.in.appended = r.mu.in.appended, in.appended
+	in.applied, r.mu.in.applied = r.mu.in.applied, in.applied
+}
+
+func empty[T any](s *[]T) {
+	clear(*s)
+	*s = (*s)[:0]
+}
+
+// dispatch hands out the core's work.
+func (r *Replica[R]) dispatch() {
+	l := &r.loop
+	w := &l.work
+	r.core.Work(w)
+	if len(w.Messages) > 0 {
+		r.o.Transport.Send(w.Messages)
+	}
+	r.appends.put(w.Appends...)
+	for _, m := range w.Applies {
+		r.applies.put(applyJob{message: m})
+	}
+	for _, done := range w.Reads {
+		must(len(l.rounds) > 0 && l.rounds[0].round == done.Round, "C1: rounds are answered in order")
+		l.rounds[0].index = done.Index
+		l.readers = append(l.readers, l.rounds[0])
+		l.rounds = l.rounds[1:]
+	}
+	clear(w.Messages)
+	clear(w.Appends)
+	clear(w.Applies)
+}
+
+// propose turns everything that waits into entries, unless enough are under
+// way or nobody would take them.
+func (r *Replica[R]) propose() bool {
+	l := &r.loop
+	if !r.core.CanPropose() {
+		return false
+	}
+	proposed := r.configure()
+	if r.core.Writing() >= writingMax {
+		return proposed
+	}
+
+	in := &l.in
+	empty(&in.proposals)
+	r.mu.Lock()
+	in.proposals, r.mu.in.proposals = r.mu.in.proposals, in.proposals
+	r.mu.Unlock()
+	proposals := in.proposals
+	if len(l.backlog) > 0 {
+		proposals = append(l.backlog, proposals...)
+		l.backlog = nil
+	}
+	for len(proposals) > 0 {
+		b := r.pending.newBatch()
+		l.commands = l.commands[:0]
+		size, n := 0, 0
+		for _, w := range proposals {
+			if n > 0 && size+len(w.command) > r.o.BatchBytes {
+				break
+			}
+			n++
+			if w.state.Load() == left {
+				r.pending.account([]*waiter[R]{w})
+				continue
+			}
+			size += len(w.command)
+			b.waiters = append(b.waiters, w)
+			l.commands = append(l.commands, w.command)
+		}
+		if len(b.waiters) == 0 {
+			proposals = proposals[n:]
+			continue
+		}
+		name, err := r.core.Propose(l.commands)
+		if err != nil {
+			// In no log, so it may be proposed again: by a later round.
+			l.backlog = append(append(l.backlog, b.waiters...), proposals[n:]...)
+			r.pending.recycle(b)
+			break
+		}
+		r.o.Metrics.BatchCommands.Observe(float64(len(l.commands)))
+		b.name, b.tick = name, r.ticks.Load()
+		r.pending.add(b)
+		proposals = proposals[n:]
+		proposed = true
+	}
+	clear(l.commands)
+	return proposed
+}
+
+// configure proposes the changes of the membership that wait, one at a time:
+// raft takes no other before the last is applied.
+func (r *Replica[R]) configure() bool {
+	l := &r.loop
+	for len(l.changes) > 0 {
+		w := l.changes[0]
+		if w.state.Load() == left {
+			r.pending.account(l.changes[:1])
+			l.changes = l.changes[1:]
+			continue
+		}
+		if r.core.Changing() || r.ticks.Load() < l.changeAt {
+			return false
+		}
+		name, err := r.core.Configure(w.change)
+		if err != nil {
+			l.changeAt = r.ticks.Load() + 1 // it is in no log
+			return false
+		}
+		l.changes = l.changes[1:]
+		b := r.pending.newBatch()
+		b.waiters = append(b.waiters, w)
+		b.name, b.tick = name, r.ticks.Load()
+		r.pending.add(b)
+		return true
+	}
+	return false
+}
+
+// read lets those who came join one read round.
+func (r *Replica[R]) read(waiters []*waiter[R]) {
+	l := &r.loop
+	round := r.core.Read()
+	if n := len(l.rounds); n > 0 && l.rounds[n-1].round == round {
+		l.rounds[n-1].waiters = append(l.rounds[n-1].waiters, waiters...)
+		return
+	}
+	l.rounds = append(l.rounds, reading[R]{round: round, waiters: append([]*waiter[R](nil), waiters...)})
+}
+
+// finishReads ends the waits for rounds whose index is applied.
+func (r *Replica[R]) finishReads() {
+	l := &r.loop
+	n := 0
+	for _, reading := range l.readers {
+		if reading.index > r.core.applied {
+			break // later rounds wait for no less
+		}
+		for _, w := range reading.waiters {
+			var none R
+			w.end(none, nil)
+		}
+		n++
+	}
+	if n > 0 {
+		clear(l.readers[:n])
+		l.readers = l.readers[n:]
+	}
+}
+
+func (r *Replica[R]) transfer() {
+	for _, w := range r.loop.in.transfers {
+		var none R
+		switch status := r.Status(); {
+		case status.Role != Leader:
+			w.end(none, fault.NotLeader)
+		case !contains(status.Voters, w.to):
+			w.end(none, fault.BadTransferee)
+		default:
+			r.core.Transfer(w.to)
+			r.loop.transfers = append(r.loop.transfers, w)
+		}
+	}
+}
+
+func contains(ids []uint64, id uint64) bool {
+	for _, other := range ids {
+		if other == id {
+			return true
+		}
+	}
+	return false
+}
+
+// finishTransfers ends the waits for a leader that is there, or will not be.
+func (r *Replica[R]) finishTransfers() {
+	l := &r.loop
+	if len(l.transfers) == 0 {
+		return
+	}
+	status := r.core.Status(true)
+	rest := l.transfers[:0]
+	for _, w := range l.transfers {
+		var none R
+		switch {
+		case status.Leader == w.to:
+			w.end(none, nil)
+		case status.Leader == status.ID && status.Transferee != w.to:
+			w.end(none, fault.Timeout) // raft gave up after an election timeout
+		case status.Leader != 0 && status.Leader != status.ID:
+			w.end(none, fault.LeaderChanged)
+		case w.state.Load() == left:
+		default:
+			rest = append(rest, w)
+		}
+	}
+	clear(l.transfers[len(rest):])
+	l.transfers = rest
+}
+
+// sweep forgets those who have left, where nothing else would.
+func (r *Replica[R]) sweep(tick uint64) {
+	l := &r.loop
+	r.pending.sweep(tick)
+	stay := func(waiters []*waiter[R], commands bool) []*waiter[R] {
+		rest := waiters[:0]
+		for _, w := range waiters {
+			if w.state.Load() != left {
+				rest = append(rest, w)
+			} else if commands {
+				r.pending.account([]*waiter[R]{w})
+			}
+		}
+		clear(waiters[len(rest):])
+		return rest
+	}
+	l.backlog = stay(l.backlog, true)
+	for i := range l.rounds {
+		l.rounds[i].waiters = stay(l.rounds[i].waiters, false)
+	}
+	for i := range l.readers {
+		l.readers[i].waiters = stay(l.readers[i].waiters, false)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mu.in.proposals = stay(r.mu.in.proposals, true)
+}
+
+// The append loop owns the log's files: whatever is queued becomes one write
+// and one sync.
+func (r *Replica[R]) appendLoop(ctx context.Context) error {
+	var jobs, others []*pb.Message
+	released := uint64(0)
+	for {
+		var ok bool
+		if jobs, ok = r.appends.take(jobs); !ok {
+			return nil
+		}
+		if err := r.log.Append(jobs); err != nil {
+			return fmt.Errorf("replica: %w", err)
+		}
+		for _, m := range jobs {
+			if done, err := r.restore(ctx, m.GetSnapshot()); err != nil || !done {
+				return err
+			}
+		}
+
+		others = others[:0]
+		for _, m := range jobs {
+			for _, response := range m.Responses {
+				if response.GetTo() != r.o.ID {
+					others = append(others, response)
+				}
+			}
+		}
+		if len(others) > 0 {
+			r.o.Transport.Send(others)
+			clear(others)
+		}
+		r.submit(nil, func(in *inbox[R]) { in.appended = append(in.appended, jobs...) })
+
+		if durable := r.durable.Load(); durable != released {
+			released = durable
+			if err := r.log.Release(durable); err != nil {
+				return fmt.Errorf("replica: %w", err)
+			}
+		}
+	}
+}
+
+// restore has the apply loop restore a snapshot whose mark the log now holds,
+// after all that is queued there. It returns false when the member is stopping:
+// then Open will do it.
+func (r *Replica[R]) restore(ctx context.Context, snapshot *pb.Snapshot) (bool, error) {
+	if raft.IsEmptySnap(snapshot) {
+		return true, nil
+	}
+	restored := make(chan struct{}, 1)
+	if !r.applies.put(applyJob{snapshot: snapshot, restored: restored}) {
+		return false, nil
+	}
+	select {
+	case <-restored:
+		return true, nil
+	case <-ctx.Done():
+		return false, nil
+	}
+}
+
+// The apply loop owns the machine.
+func (r *Replica[R]) applyLoop() error {
+	var jobs []applyJob
+	var messages []*pb.Message
+	var done []Applied
+	for {
+		var ok bool
+		if jobs, ok = r.applies.take(jobs); !ok {
+			return nil
+		}
+		rest := jobs
+		for len(rest) > 0 {
+			if s := rest[0].snapshot; s != nil {
+				err := r.applier.Restore(s)
+				if err != nil {
+					return err
+				}
+				r.durable.Store(r.applier.at.Index)
+				rest[0].restored <- struct{}{}
+				rest = rest[1:]
+				continue
+			}
+			messages = messages[:0]
+			for len(rest) > 0 && rest[0].message != nil {
+				messages = append(messages, rest[0].message)
+				rest = rest[1:]
+			}
+			var err error
+			if done, err = r.applier.Apply(messages, done[:0]); err != nil {
+				return err
+			}
+			_, durable := r.machine.Applied()
+			r.durable.Store(durable)
+			r.submit(nil, func(in *inbox[R]) { in.applied = append(in.applied, done...) })
+			clear(done)
+			clear(messages)
+		}
+	}
+}
