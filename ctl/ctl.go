@@ -61,6 +61,7 @@ func New(called string) *cobra.Command {
 	hideGlobals(root)
 
 	root.AddGroup(groups...)
+	root.SetHelpCommandGroupID(groupUtility)
 	root.AddCommand(
 		a.putCommand(), a.getCommand(), a.delCommand(), a.txnCommand(), a.compactionCommand(),
 		a.endpointCommand(), a.memberCommand(), a.alarmCommand(), a.defragCommand(),

@@ -6,9 +6,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -153,7 +155,8 @@ func knockTLS(ctx context.Context, endpoint, address string, conn net.Conn, conf
 	switch {
 	case err == nil:
 		return "", true
-	case errors.As(err, &plain):
+	case errors.As(err, &plain), errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
+		// A plain HTTP/2 server hangs up on what looks like no preface to it.
 		return fmt.Sprintf("The server at %s does not speak TLS: use http://%s and leave out --cacert, --cert and --key.", endpoint, address), false
 	case errors.As(err, &authority):
 		return fmt.Sprintf("The certificate of %s is signed by an authority unknown here: add --cacert FILE with that authority.", endpoint), false
