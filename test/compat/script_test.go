@@ -41,7 +41,8 @@ import (
 // with {{i}} replaced by the count; field=(a,b) sends the message once for each
 // value of that field, all combinations; calls=N makes the call so often, with
 // {{i}}, and shows the last answer; until=error stops these calls at the first
-// error. loose hides revisions. {{x*100}} stands for a hundred x. as=NAME is the
+// error. loose hides revisions. {{x*100}} stands for a hundred x, and
+// <<text *100>> for a hundred times the text. as=NAME is the
 // name by which allowed.txt knows the case. http shows the headers of
 // cross-origin requests where cors is given.
 func TestScripts(t *testing.T) {
@@ -279,7 +280,7 @@ func (s *script) http(t *testing.T, d *datadriven.TestData) string {
 		out.WriteString(compact.String() + ending)
 		return out.String()
 	}
-	if strings.Contains(path, "verbose") {
+	if strings.HasPrefix(path, "/readyz") {
 		text = sortedLines(text) // etcd walks a map
 	}
 	fmt.Fprintf(&out, "%q\n", text)
@@ -305,13 +306,13 @@ func (s *script) normalise(answer string) string {
 	return strings.ReplaceAll(answer, s.server.PeerAddr, "PEER")
 }
 
-var repeated = regexp.MustCompile(`\{\{(.)\*(\d+)\}\}`)
+var repeated = regexp.MustCompile(`\{\{(.)\*(\d+)\}\}|<<(.+?) \*(\d+)>>`)
 
 func expand(text string) string {
 	return repeated.ReplaceAllStringFunc(text, func(m string) string {
 		parts := repeated.FindStringSubmatch(m)
-		n, _ := strconv.Atoi(parts[2])
-		return strings.Repeat(parts[1], n)
+		n, _ := strconv.Atoi(parts[2] + parts[4])
+		return strings.Repeat(parts[1]+parts[3], n)
 	})
 }
 
@@ -415,22 +416,38 @@ func readAllowed(t *testing.T) map[string]*allowed {
 // render writes a message in one fixed text form (protobuf's own changes its
 // spaces from build to build): a field a line, messages below it in braces.
 func render(m proto.Message) string {
-	var out strings.Builder
-	r := m.ProtoReflect()
-	for _, f := range setFields(r) {
-		v := r.Get(f)
-		if f.IsList() {
-			for i := range v.List().Len() {
-				fmt.Fprintf(&out, "%s:%s\n", f.Name(), renderValue(f, v.List().Get(i)))
-			}
-			continue
-		}
-		fmt.Fprintf(&out, "%s:%s\n", f.Name(), renderValue(f, v))
-	}
-	if out.Len() == 0 {
+	parts := renderFields(m.ProtoReflect())
+	if len(parts) == 0 {
 		return "(empty)\n"
 	}
-	return out.String()
+	return strings.Join(parts, "\n") + "\n"
+}
+
+// renderFields returns each set field as name:value, neighbours that are equal
+// only once, with their number.
+func renderFields(r protoreflect.Message) []string {
+	var parts []string
+	same := 1
+	add := func(part string) {
+		if n := len(parts); n > 0 && strings.TrimSuffix(parts[n-1], fmt.Sprintf(" (%d times)", same)) == part {
+			same++
+			parts[n-1] = fmt.Sprintf("%s (%d times)", part, same)
+			return
+		}
+		same = 1
+		parts = append(parts, part)
+	}
+	for _, f := range setFields(r) {
+		v := r.Get(f)
+		if !f.IsList() {
+			add(fmt.Sprintf("%s:%s", f.Name(), renderValue(f, v)))
+			continue
+		}
+		for i := range v.List().Len() {
+			add(fmt.Sprintf("%s:%s", f.Name(), renderValue(f, v.List().Get(i))))
+		}
+	}
+	return parts
 }
 
 func setFields(r protoreflect.Message) []protoreflect.FieldDescriptor {
@@ -449,18 +466,7 @@ func setFields(r protoreflect.Message) []protoreflect.FieldDescriptor {
 func renderValue(f protoreflect.FieldDescriptor, v protoreflect.Value) string {
 	switch f.Kind() {
 	case protoreflect.MessageKind:
-		var parts []string
-		for _, sub := range setFields(v.Message()) {
-			value := v.Message().Get(sub)
-			if sub.IsList() {
-				for i := range value.List().Len() {
-					parts = append(parts, fmt.Sprintf("%s:%s", sub.Name(), renderValue(sub, value.List().Get(i))))
-				}
-				continue
-			}
-			parts = append(parts, fmt.Sprintf("%s:%s", sub.Name(), renderValue(sub, value)))
-		}
-		return "{" + strings.Join(parts, " ") + "}"
+		return "{" + strings.Join(renderFields(v.Message()), " ") + "}"
 	case protoreflect.BytesKind:
 		return quoteShort(string(v.Bytes()))
 	case protoreflect.StringKind:
