@@ -201,6 +201,9 @@ func connect(o Options) (net.Conn, error) {
 	}
 	config := o.TLS.Clone()
 	config.NextProtos = []string{http2Protocol}
+	if config.ServerName == "" {
+		config.ServerName, _, _ = net.SplitHostPort(o.Addr) // it was dialled, so it parses
+	}
 	secure := tls.Client(nc, config)
 	if err := secure.SetDeadline(time.Now().Add(patience)); err != nil {
 		nc.Close()
@@ -218,3 +221,31 @@ func connect(o Options) (net.Conn, error) {
 }
 
 const http2Protocol = "h2"
+
+// Head asks the server, linearizably, at which revision it stands.
+func Head(ctx context.Context, o Options) (int64, error) {
+	var h head
+	o.Conns, o.Streams, o.Requests = 1, 1, 1
+	result, err := Run(ctx, &h, o)
+	if err == nil {
+		err = result.Err()
+	}
+	return h.revision, err
+}
+
+type head struct{ revision int64 }
+
+func (h *head) Caller(int, int, *rand.Rand) Caller { return h }
+
+func (h *head) Ask(message []byte, _ uint64) (Method, []byte) {
+	return KVRange, appendRange(message, rangeRequest{key: []byte{0}})
+}
+
+func (h *head) Judge(message []byte) error {
+	a, err := readRange(message)
+	if err == nil && a.revision == 0 {
+		err = errors.New("a range answered without a revision")
+	}
+	h.revision = a.revision
+	return err
+}

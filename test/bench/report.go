@@ -1,0 +1,132 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+)
+
+// report is all that a run found, for people and, as JSON, for programs.
+type report struct {
+	Machine machine   `json:"machine"`
+	Names   [2]string `json:"names"`
+	Floor   turn      `json:"floor"`
+	Loads   []row     `json:"loads"`
+	Big     *big      `json:"big,omitempty"`
+}
+
+// failures is nil when every load was answered rightly by both.
+func (r *report) failures() error {
+	var all []error
+	for _, row := range r.Loads {
+		for i, text := range row.Failed {
+			if text != "" {
+				all = append(all, fmt.Errorf("%s of %s: %s", row.Name, r.Names[i], text))
+			}
+		}
+	}
+	return errors.Join(all...)
+}
+
+// markdown is the report in tables that are Markdown and, being aligned, good
+// to read as they are.
+func (r *report) markdown() string {
+	var b strings.Builder
+	a, z := r.Names[0], r.Names[1]
+	for line := range strings.Lines(r.Machine.String()) {
+		fmt.Fprintf(&b, "    %s", line)
+	}
+	fmt.Fprintf(&b, "\n\nFloor, a responder that stores nothing: %.0f/s, client %.1f µs and responder %.1f µs of CPU a request.\n",
+		r.Floor.Rate, r.Floor.ClientCPU, r.Floor.ServerCPU)
+
+	if len(r.Loads) > 0 {
+		rates := table{{"load", "callers", a, z, "rate ×", a + " p50", z + " p50", a + " p99", z + " p99", "p99 ×", a + " CPU", z + " CPU"}}
+		for _, row := range r.Loads {
+			x, y := row.Medians[0], row.Medians[1]
+			rates = append(rates, []string{
+				row.What, fmt.Sprintf("%d×%d", row.Conns, row.Streams),
+				row.show(0, rate(x.Rate)), row.show(1, rate(y.Rate)), ratio(row.RateRatio),
+				row.show(0, duration(x.P50)), row.show(1, duration(y.P50)),
+				row.show(0, duration(x.P99)), row.show(1, duration(y.P99)), ratio(row.P99Ratio),
+				row.show(0, duration(x.ServerCPU)), row.show(1, duration(y.ServerCPU)),
+			})
+		}
+		fmt.Fprintf(&b, "\nRates are requests a second, CPU is the server's for one request; all are medians of the rounds.\n"+
+			"× is %s divided by %s in the same round, median: for rates more is better, for p99 less.\n\n%s", a, z, rates)
+	}
+	if r.Big != nil {
+		figures := table{{fmt.Sprintf("%d keys", r.Big.Keys), a, z, a + " / " + z}}
+		for _, f := range r.Big.Figures {
+			figures = append(figures, []string{f.Name, f.show(0), f.show(1), f.ratio()})
+		}
+		fmt.Fprintf(&b, "\n%s", figures)
+	}
+	return b.String()
+}
+
+func (r row) show(i int, text string) string {
+	if r.Failed[i] != "" {
+		return "failed"
+	}
+	return text
+}
+
+// duration tells microseconds in the unit that suits them.
+func duration(micros float64) string {
+	switch {
+	case micros >= 1e6:
+		return fmt.Sprintf("%.2f s", micros/1e6)
+	case micros >= 1e3:
+		return fmt.Sprintf("%.2f ms", micros/1e3)
+	case micros >= 100:
+		return fmt.Sprintf("%.0f µs", micros)
+	}
+	return fmt.Sprintf("%.1f µs", micros)
+}
+
+func rate(perSecond float64) string { return fmt.Sprintf("%.0f", perSecond) }
+
+func size(bytes float64) string { return fmt.Sprintf("%.0f MiB", bytes/(1<<20)) }
+
+func ratio(r float64) string {
+	if r == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.2f", r)
+}
+
+// table is rows of cells, the first row the head.
+type table [][]string
+
+func (t table) String() string {
+	width := make([]int, len(t[0]))
+	for _, row := range t {
+		for i, cell := range row {
+			width[i] = max(width[i], utf8.RuneCountInString(cell))
+		}
+	}
+	var b strings.Builder
+	for n, row := range t {
+		for i, cell := range row {
+			space := strings.Repeat(" ", width[i]-utf8.RuneCountInString(cell))
+			if i == 0 { // names to the left, figures to the right
+				fmt.Fprintf(&b, "| %s%s |", cell, space)
+			} else {
+				fmt.Fprintf(&b, " %s%s |", space, cell)
+			}
+		}
+		b.WriteByte('\n')
+		if n == 0 {
+			for i := range row {
+				if i == 0 {
+					fmt.Fprintf(&b, "|%s|", strings.Repeat("-", width[i]+2))
+				} else {
+					fmt.Fprintf(&b, "%s:|", strings.Repeat("-", width[i]+1))
+				}
+			}
+			b.WriteByte('\n')
+		}
+	}
+	return b.String()
+}
