@@ -24,6 +24,11 @@ type specimen struct {
 // with unsynced batches, and is settled before them if asked for.
 func newSpecimen(t *testing.T, settle bool, unsynced int) specimen {
 	t.Helper()
+	return newSpecimenOf(t, 'x', settle, unsynced)
+}
+
+func newSpecimenOf(t *testing.T, content byte, settle bool, unsynced int) specimen {
+	t.Helper()
 	mem := vfs.NewMem()
 	s := story{}
 	if err := s.open(mem); err != nil {
@@ -32,7 +37,7 @@ func newSpecimen(t *testing.T, settle bool, unsynced int) specimen {
 	add := func(size int) {
 		t.Helper()
 		p, err := s.log.Append(
-			Record{1, fmt.Appendf(nil, "%d/0/2 %s", s.appended, bytes.Repeat([]byte{'x'}, size))},
+			Record{1, fmt.Appendf(nil, "%d/0/2 %s", s.appended, bytes.Repeat([]byte{content}, size))},
 			Record{2, fmt.Appendf(nil, "%d/1/2 ", s.appended)})
 		if err != nil {
 			t.Fatal(err)
@@ -245,6 +250,13 @@ func TestDamagedSectors(t *testing.T) {
 				})
 			}
 		}
+		// A frame that is gone whole looks like the end of the log.
+		for _, f := range frames(sp.files[name]) {
+			try(fmt.Sprintf("%s: zero bytes %d to %d", name, f[0], f[1]), name, f[0], func(b []byte) []byte {
+				clear(b[f[0]:f[1]])
+				return b
+			})
+		}
 		for at := range size {
 			if at%7 != 0 {
 				continue
@@ -255,6 +267,85 @@ func TestDamagedSectors(t *testing.T) {
 		}
 	}
 	t.Log(got)
+}
+
+// frames returns where the frames of a segment begin and end.
+func frames(data []byte) (all [][2]int) {
+	h, _, _ := parseHeader(data)
+	for at := headerBytes; ; {
+		f, ok := parseFrameHeader(data[at:], h.tag())
+		if !ok {
+			return all
+		}
+		end := at + int(frameBytes(f.payload))
+		all = append(all, [2]int{at, end})
+		at = end
+	}
+}
+
+// TestDamageAfterOpen damages what Open wrote, before anything came behind it.
+func TestDamageAfterOpen(t *testing.T) {
+	sp := newSpecimen(t, false, 4)
+	mem := newMem(sp.files)
+	s := story{released: 12} // by newSpecimen
+	if err := s.open(mem); err != nil {
+		t.Fatal(err)
+	}
+	s.log.closeFiles()
+	sp.files = readAll(mem)
+	sp.last = fileName(s.log.last.number, segmentSuffix)
+	all := frames(sp.files[sp.last])
+	if len(all) < 5 {
+		t.Fatalf("%d frames, want the batches that were not known to be synced, and a head", len(all))
+	}
+	for _, f := range all {
+		for at := f[0]; at < f[1]; at++ {
+			if verdict := sp.judge(t, "", sp.flipped(sp.last, [2]int{at, 1}), 0); verdict != "refused" {
+				t.Fatalf("byte %d of %s: %s", at, sp.last, verdict)
+			}
+		}
+	}
+}
+
+// TestTwin puts parts of a log in another that differs in its content alone.
+func TestTwin(t *testing.T) {
+	a, b := newSpecimenOf(t, 'x', true, 0), newSpecimenOf(t, 'y', true, 0)
+	names := a.segments()
+	for i, name := range names {
+		if i > 0 {
+			files := maps.Clone(a.files)
+			files[name] = b.files[name]
+			if verdict := a.judge(t, name, files, 0); verdict != "refused" {
+				t.Errorf("the other's %s: %s", name, verdict)
+			}
+		}
+		for _, f := range frames(a.files[name]) {
+			h, _ := parseFrameHeader(a.files[name][f[0]:], storySalt^le.Uint64(a.files[name][32:]))
+			if h.kind != kindBatch {
+				continue // its successor may be nothing, or its chain may not matter
+			}
+			files := a.damaged(name, func(data []byte) []byte {
+				copy(data[f[0]:f[1]], b.files[name][f[0]:f[1]])
+				return data
+			})
+			if bytes.Equal(files[name], a.files[name]) {
+				continue
+			}
+			if verdict := a.judge(t, name, files, 0); verdict != "refused" {
+				t.Errorf("the other's bytes %d to %d of %s: %s", f[0], f[1], name, verdict)
+			}
+		}
+	}
+}
+
+func TestFloor(t *testing.T) {
+	sp := newSpecimen(t, false, 0)
+	if verdict := sp.judge(t, "floor at the end", sp.files, sp.synced); verdict != "whole" {
+		t.Errorf("a floor at the last position: %s", verdict)
+	}
+	if verdict := sp.judge(t, "floor behind the end", sp.files, sp.synced+1); verdict != "refused" {
+		t.Errorf("a floor behind the last position: %s", verdict)
+	}
 }
 
 func TestMissingSegments(t *testing.T) {

@@ -235,17 +235,21 @@ type story struct {
 	appended int // batches handed to Append, also when that did not return
 	acked    int // batches appended before a Sync that returned
 	released int // batches below may be gone
+	segment  int64
 }
 
 func storyOptions(fs vfs.FS, s *story) Options {
 	return Options{
-		FS: fs, Dir: "/" + testDir, Identity: [16]byte{7}, SegmentBytes: 8192,
-		Salt: func() uint64 { return 0x5a17_5a17_5a17_5a17 },
+		FS: fs, Dir: "/" + testDir, Identity: [16]byte{7}, SegmentBytes: max(8192, s.segment),
+		Salt: func() uint64 { return storySalt },
 		Head: func() []Record { return []Record{{headType, []byte(strconv.Itoa(s.appended))}} },
 	}
 }
 
-const headType = 9
+const (
+	headType  = 9
+	storySalt = 0x5a17_5a17_5a17_5a17
+)
 
 // open recovers the log and checks it against what must and may be there.
 func (s *story) open(fs vfs.FS) error {
@@ -326,8 +330,30 @@ func (s *story) append(rng *rand.Rand) error {
 	return nil
 }
 
-// play does something at random.
+// play does something at random, and looks whether the size is right.
 func (s *story) play(rng *rand.Rand) error {
+	if err := s.act(rng); err != nil {
+		return err
+	}
+	var size int64
+	names, err := s.log.o.FS.List(s.log.o.Dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		info, err := s.log.o.FS.Stat(s.log.o.FS.PathJoin(s.log.o.Dir, name))
+		if err != nil {
+			return err
+		}
+		size += info.Size()
+	}
+	if size != s.log.Size() {
+		return fmt.Errorf("the size is %d, not %d", size, s.log.Size())
+	}
+	return nil
+}
+
+func (s *story) act(rng *rand.Rand) error {
 	switch k := rng.IntN(20); {
 	case k < 10:
 		return s.append(rng)
@@ -378,7 +404,7 @@ func (s *story) watch(d *disk, rng *rand.Rand, each int, lost func(crash)) {
 		if steps%each != 0 {
 			return
 		}
-		expected := story{acked: s.acked, released: s.released}
+		expected := story{acked: s.acked, released: s.released, segment: s.segment}
 		for range 3 {
 			lost(crash{files: d.powerLoss(rng), expected: expected})
 		}
@@ -443,10 +469,10 @@ func TestPowerLoss(t *testing.T) {
 				}
 			}
 			s.log.closeFiles()
-			second(crash{files: d.powerLoss(rng), expected: story{acked: s.acked, released: s.released}})
+			second(crash{files: d.powerLoss(rng), expected: story{acked: s.acked, released: s.released, segment: s.segment}})
 		}
 
-		s := &story{}
+		s := &story{segment: 8192 << (round % 2)}
 		d := newDisk(vfs.NewCrashableMem())
 		s.watch(d, rng, 1, first)
 		if err := s.open(d); err != nil {

@@ -124,6 +124,7 @@ func TestReadErrorIsNoCorruption(t *testing.T) {
 	if err := s.log.Close(); err != nil {
 		t.Fatal(err)
 	}
+	// Every way to read fails once.
 	for _, kind := range []errorfs.OpKind{errorfs.OpList, errorfs.OpOpen, errorfs.OpStat, errorfs.OpFileReadAt} {
 		err := (&story{}).open(errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
 			if op.Kind == kind {
