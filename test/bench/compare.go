@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -62,6 +63,10 @@ type turn struct {
 	Max       float64 `json:"max_micros"`
 	ServerCPU float64 `json:"server_cpu_micros"` // for a request
 	ClientCPU float64 `json:"client_cpu_micros"` // for a request
+
+	// Others is the share of all cores, 0 to 1, that went to neither the client
+	// nor the server: to the kernel's own threads, and to whoever disturbs.
+	Others float64 `json:"others"`
 }
 
 func turnOf(r *load.Result) turn {
@@ -94,6 +99,7 @@ func medians(turns []turn) turn {
 		P999:      of(func(t turn) float64 { return t.P999 }),
 		ServerCPU: of(func(t turn) float64 { return t.ServerCPU }),
 		ClientCPU: of(func(t turn) float64 { return t.ClientCPU }),
+		Others:    of(func(t turn) float64 { return t.Others }),
 	}
 	for _, t := range turns {
 		m.Max = max(m.Max, t.Max)
@@ -147,7 +153,7 @@ func compare(ctx context.Context, o options, c comparison, products [2]product, 
 			if err := quiet(ctx, servers[:]...); err != nil {
 				return r, err
 			}
-			result, err := take(ctx, o, c, servers[i], uint64(round))
+			result, others, err := take(ctx, o, c, servers[i], uint64(round))
 			if ctx.Err() != nil {
 				return r, context.Cause(ctx)
 			}
@@ -157,8 +163,9 @@ func compare(ctx context.Context, o options, c comparison, products [2]product, 
 				continue
 			}
 			t := turnOf(result)
+			t.Others = others
 			r.Rounds[i] = append(r.Rounds[i], t)
-			progress("%-10s %-7s %8.0f/s  p50 %s  p99 %s  server %.1f µs", c.name, products[i].name, t.Rate, duration(t.P50), duration(t.P99), t.ServerCPU)
+			progress("%-10s %-7s %8.0f/s  p50 %s  p99 %s  server %.1f µs  others %.0f%%", c.name, products[i].name, t.Rate, duration(t.P50), duration(t.P99), t.ServerCPU, 100*t.Others)
 		}
 	}
 
@@ -172,8 +179,8 @@ func compare(ctx context.Context, o options, c comparison, products [2]product, 
 	return r, nil
 }
 
-// take is one turn of one server.
-func take(ctx context.Context, o options, c comparison, s *server, round uint64) (*load.Result, error) {
+// take is one turn of one server, and the share of the machine that others had.
+func take(ctx context.Context, o options, c comparison, s *server, round uint64) (*load.Result, float64, error) {
 	options := load.Options{
 		Conns:   c.conns,
 		Streams: c.streams,
@@ -181,17 +188,32 @@ func take(ctx context.Context, o options, c comparison, s *server, round uint64)
 	}
 	if c.fresh {
 		if _, err := fillUp(ctx, o, s, c.fill, c.keys); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		if err := quiet(ctx, s); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		options.Requests = int64(c.keys)
 	} else {
 		options.Duration = time.Duration(o.seconds * float64(time.Second))
 		options.Warmup = options.Duration / 5
 	}
-	return s.run(ctx, c.load, options)
+
+	var machine []time.Duration // busy before and after what is measured
+	options.Meter = func() (time.Duration, error) {
+		all, err := busy()
+		if err != nil {
+			return 0, err
+		}
+		machine = append(machine, all)
+		return s.cpu()
+	}
+	result, err := s.run(ctx, c.load, options)
+	if err != nil {
+		return nil, 0, err
+	}
+	others := machine[1] - machine[0] - result.ClientCPU - result.ServerCPU
+	return result, max(others.Seconds(), 0) / (result.Elapsed.Seconds() * float64(runtime.NumCPU())), nil
 }
 
 // fillUp puts every key once, as fast as many callers can.

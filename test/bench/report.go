@@ -29,6 +29,19 @@ func (r *report) failures() error {
 	return errors.Join(all...)
 }
 
+// others is the median share of the machine that was not the run's own.
+func (r *report) others() float64 {
+	var all []float64
+	for _, row := range r.Loads {
+		for _, turns := range row.Rounds {
+			for _, t := range turns {
+				all = append(all, t.Others)
+			}
+		}
+	}
+	return median(all)
+}
+
 // markdown is the report in tables that are Markdown and, being aligned, good
 // to read as they are.
 func (r *report) markdown() string {
@@ -52,6 +65,7 @@ func (r *report) markdown() string {
 				row.show(0, duration(x.ServerCPU)), row.show(1, duration(y.ServerCPU)),
 			})
 		}
+		fmt.Fprintf(&b, "Neither client nor server, but the kernel's threads and other programs, had %.0f %% of the cores (median of the turns).\n", 100*r.others())
 		fmt.Fprintf(&b, "\nRates are requests a second, CPU is the server's for one request; all are medians of the rounds.\n"+
 			"× is %s divided by %s in the same round, median: for rates more is better, for p99 less.\n\n%s", a, z, rates)
 	}
