@@ -150,9 +150,16 @@ type Replica[R any] struct {
 	durable atomic.Uint64 // index that the machine holds durably
 	waiters sync.Pool
 
-	core    *Core       // owned by the raft loop
-	loop    raftLoop[R] // owned by the raft loop
-	applier *Applier[R] // owned by the apply loop
+	core *Core       // owned by the raft loop
+	loop raftLoop[R] // owned by the raft loop
+
+	others   []*pb.Message // reused by the append loop
+	released uint64        // index up to which the append loop has released files
+	restored chan struct{} // to the append loop: a snapshot is restored
+
+	applier  *Applier[R]   // the three owned by the apply loop
+	messages []*pb.Message // reused
+	done     []Applied     // reused
 
 	mu struct {
 		sync.Mutex
@@ -220,10 +227,11 @@ func open[R any](machine Machine[R], o Options[R], log *raftlog.Log, applied uin
 
 	r := &Replica[R]{
 		o: o, log: log, machine: machine,
-		pending: newPending[R](o.ID, log.Incarnation()),
-		wake:    make(chan struct{}, 1),
-		appends: newQueue[*pb.Message](),
-		applies: newQueue[applyJob](),
+		pending:  newPending[R](o.ID, log.Incarnation()),
+		wake:     make(chan struct{}, 1),
+		restored: make(chan struct{}, 1),
+		appends:  newQueue[*pb.Message](),
+		applies:  newQueue[applyJob](),
 	}
 	r.applier = newApplier(machine, o.Accepted, r.pending, at)
 	if at.Index > applied {
@@ -305,7 +313,7 @@ func (r *Replica[R]) Configure(ctx context.Context, change *pb.ConfChangeV2) (R,
 	}
 	w := r.waiter()
 	w.command, w.change = change.Context, change
-	if !r.submit(w, func(in *inbox[R]) { in.changes = append(in.changes, w) }) {
+	if !r.submit(func(in *inbox[R]) { in.changes = append(in.changes, w) }) {
 		r.pending.account([]*waiter[R]{w})
 		return none, fault.Stopped
 	}
@@ -340,7 +348,7 @@ func (r *Replica[R]) Barrier(ctx context.Context) error {
 func (r *Replica[R]) Transfer(ctx context.Context, to uint64) error {
 	w := r.waiter()
 	w.to = to
-	if !r.submit(w, func(in *inbox[R]) { in.transfers = append(in.transfers, w) }) {
+	if !r.submit(func(in *inbox[R]) { in.transfers = append(in.transfers, w) }) {
 		return fault.Stopped
 	}
 	_, err := r.wait(ctx, w, r.ticks.Load())
@@ -350,7 +358,7 @@ func (r *Replica[R]) Transfer(ctx context.Context, to uint64) error {
 // Step takes a message of another member. It does not wait. Of a MsgSnap, the
 // data must be durable here, ready for Machine.Restore.
 func (r *Replica[R]) Step(m *pb.Message) {
-	r.submit(nil, func(in *inbox[R]) {
+	r.submit(func(in *inbox[R]) {
 		if len(in.messages) < messagesMax {
 			in.messages = append(in.messages, m)
 		}
@@ -359,17 +367,17 @@ func (r *Replica[R]) Step(m *pb.Message) {
 
 // ReportUnreachable tells that messages to a member were lost.
 func (r *Replica[R]) ReportUnreachable(id uint64) {
-	r.submit(nil, func(in *inbox[R]) { in.reports = append(in.reports, report{id: id}) })
+	r.submit(func(in *inbox[R]) { in.reports = append(in.reports, report{id: id}) })
 }
 
 // ReportSnapshot tells how the sending of a snapshot to a member ended.
 func (r *Replica[R]) ReportSnapshot(id uint64, ok bool) {
-	r.submit(nil, func(in *inbox[R]) { in.reports = append(in.reports, report{id: id, snapshot: true, ok: ok}) })
+	r.submit(func(in *inbox[R]) { in.reports = append(in.reports, report{id: id, snapshot: true, ok: ok}) })
 }
 
 // submit changes the inbox and wakes the raft loop, unless the replica has
 // stopped.
-func (r *Replica[R]) submit(w *waiter[R], change func(*inbox[R])) bool {
+func (r *Replica[R]) submit(change func(*inbox[R])) bool {
 	r.mu.Lock()
 	closed := r.mu.closed
 	if !closed {

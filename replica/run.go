@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -22,7 +23,6 @@ const writingMax = 2
 type applyJob struct {
 	message  *pb.Message
 	snapshot *pb.Snapshot
-	restored chan<- struct{}
 }
 
 // raftLoop is what the raft loop keeps between its rounds.
@@ -341,22 +341,13 @@ func (r *Replica[R]) transfer() {
 		switch status := r.Status(); {
 		case status.Role != Leader:
 			w.end(none, fault.NotLeader)
-		case !contains(status.Voters, w.to):
+		case !slices.Contains(status.Voters, w.to):
 			w.end(none, fault.BadTransferee)
 		default:
 			r.core.Transfer(w.to)
 			r.loop.transfers = append(r.loop.transfers, w)
 		}
 	}
-}
-
-func contains(ids []uint64, id uint64) bool {
-	for _, other := range ids {
-		if other == id {
-			return true
-		}
-	}
-	return false
 }
 
 // finishTransfers ends the waits for a leader that is there, or will not be.
@@ -416,100 +407,111 @@ func (r *Replica[R]) sweep(tick uint64) {
 // The append loop owns the log's files: whatever is queued becomes one write
 // and one sync.
 func (r *Replica[R]) appendLoop(ctx context.Context) error {
-	var jobs, others []*pb.Message
-	released := uint64(0)
+	var jobs []*pb.Message
 	for {
 		var ok bool
 		if jobs, ok = r.appends.take(jobs); !ok {
 			return nil
 		}
-		if err := r.log.Append(jobs); err != nil {
-			return fmt.Errorf("replica: %w", err)
+		restores, err := r.write(jobs)
+		if err != nil {
+			return err
 		}
-		for _, m := range jobs {
-			if done, err := r.restore(ctx, m.GetSnapshot()); err != nil || !done {
-				return err
+		if restores {
+			select {
+			case <-r.restored:
+			case <-ctx.Done():
+				return nil // the next Open restores it
 			}
 		}
-
-		others = others[:0]
-		for _, m := range jobs {
-			for _, response := range m.Responses {
-				if response.GetTo() != r.o.ID {
-					others = append(others, response)
-				}
-			}
-		}
-		if len(others) > 0 {
-			r.o.Transport.Send(others)
-			clear(others)
-		}
-		r.submit(nil, func(in *inbox[R]) { in.appended = append(in.appended, jobs...) })
-
-		if durable := r.durable.Load(); durable != released {
-			released = durable
-			if err := r.log.Release(durable); err != nil {
-				return fmt.Errorf("replica: %w", err)
-			}
+		if err := r.wrote(jobs); err != nil {
+			return err
 		}
 	}
 }
 
-// restore has the apply loop restore a snapshot whose mark the log now holds,
-// after all that is queued there. It returns false when the member is stopping:
-// then Open will do it.
-func (r *Replica[R]) restore(ctx context.Context, snapshot *pb.Snapshot) (bool, error) {
-	if raft.IsEmptySnap(snapshot) {
-		return true, nil
+// write makes the jobs durable. If there is a snapshot among them, its mark is
+// in the log then, and the apply loop restores it behind all that is queued
+// there; of several only the newest still matters.
+func (r *Replica[R]) write(jobs []*pb.Message) (restores bool, err error) {
+	if err := r.log.Append(jobs); err != nil {
+		return false, fmt.Errorf("replica: %w", err)
 	}
-	restored := make(chan struct{}, 1)
-	if !r.applies.put(applyJob{snapshot: snapshot, restored: restored}) {
-		return false, nil
+	for _, m := range slices.Backward(jobs) {
+		if s := m.GetSnapshot(); !raft.IsEmptySnap(s) {
+			return r.applies.put(applyJob{snapshot: s}), nil
+		}
 	}
-	select {
-	case <-restored:
-		return true, nil
-	case <-ctx.Done():
-		return false, nil
+	return false, nil
+}
+
+// wrote lets everybody know of jobs that are done, and gives up files.
+func (r *Replica[R]) wrote(jobs []*pb.Message) error {
+	others := r.others[:0]
+	for _, m := range jobs {
+		for _, response := range m.Responses {
+			if response.GetTo() != r.o.ID {
+				others = append(others, response)
+			}
+		}
 	}
+	if len(others) > 0 {
+		r.o.Transport.Send(others)
+		clear(others)
+	}
+	r.others = others
+	r.submit(func(in *inbox[R]) { in.appended = append(in.appended, jobs...) })
+
+	if durable := r.durable.Load(); durable != r.released {
+		r.released = durable
+		if err := r.log.Release(durable); err != nil {
+			return fmt.Errorf("replica: %w", err)
+		}
+	}
+	return nil
 }
 
 // The apply loop owns the machine.
 func (r *Replica[R]) applyLoop() error {
 	var jobs []applyJob
-	var messages []*pb.Message
-	var done []Applied
 	for {
 		var ok bool
 		if jobs, ok = r.applies.take(jobs); !ok {
 			return nil
 		}
-		rest := jobs
-		for len(rest) > 0 {
-			if s := rest[0].snapshot; s != nil {
-				err := r.applier.Restore(s)
-				if err != nil {
-					return err
-				}
-				r.durable.Store(r.applier.at.Index)
-				rest[0].restored <- struct{}{}
-				rest = rest[1:]
-				continue
-			}
-			messages = messages[:0]
-			for len(rest) > 0 && rest[0].message != nil {
-				messages = append(messages, rest[0].message)
-				rest = rest[1:]
-			}
-			var err error
-			if done, err = r.applier.Apply(messages, done[:0]); err != nil {
-				return err
-			}
-			_, durable := r.machine.Applied()
-			r.durable.Store(durable)
-			r.submit(nil, func(in *inbox[R]) { in.applied = append(in.applied, done...) })
-			clear(done)
-			clear(messages)
+		if err := r.apply(jobs); err != nil {
+			return err
 		}
 	}
+}
+
+// apply carries out the jobs, entries of several together.
+func (r *Replica[R]) apply(jobs []applyJob) error {
+	for len(jobs) > 0 {
+		if s := jobs[0].snapshot; s != nil {
+			if err := r.applier.Restore(s); err != nil {
+				return err
+			}
+			r.durable.Store(r.applier.at.Index)
+			r.restored <- struct{}{}
+			jobs = jobs[1:]
+			continue
+		}
+		messages := r.messages[:0]
+		for len(jobs) > 0 && jobs[0].message != nil {
+			messages = append(messages, jobs[0].message)
+			jobs = jobs[1:]
+		}
+		done, err := r.applier.Apply(messages, r.done[:0])
+		if err != nil {
+			return err
+		}
+		_, durable := r.machine.Applied()
+		r.durable.Store(durable)
+		r.submit(func(in *inbox[R]) { in.applied = append(in.applied, done...) })
+		clear(done)
+		clear(messages)
+		r.done, r.messages = done, messages
+	}
+	return nil
 }

@@ -15,6 +15,7 @@
 package raftlog
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -204,34 +205,31 @@ func (l *Log) Size() int64 { return l.wal.Size() }
 // what it replaces is gone.
 func (l *Log) Append(messages []*pb.Message) error {
 	l.reset()
-	wanted := false
+	wanted, promised := false, false
 	for _, m := range messages {
 		wanted = wanted || len(m.Responses) > 0
 		if snapshot := m.GetSnapshot(); !raft.IsEmptySnap(snapshot) {
 			meta := snapshot.GetMetadata()
 			l.mark = Mark{meta.GetIndex(), meta.GetTerm(), meta.GetConfState()}
 			l.last = entryID{l.mark.Index, l.mark.Term}
-			l.places = l.places[:0]
 			l.addMark()
 			l.unsynced = true
 		}
 		if m.Term != nil {
 			next := hardState{m.GetTerm(), m.GetVote(), m.GetCommit()}
-			if next.term != l.hard.term || next.vote != l.hard.vote {
-				l.hard = next
-				l.addHard()
-				l.unsynced = true
-			} else if next != l.hard {
-				l.hard, l.stale = next, true
-			}
+			promised = promised || next.term != l.hard.term || next.vote != l.hard.vote
+			l.stale = l.stale || next != l.hard
+			l.hard = next
 		}
 		for _, e := range m.Entries {
 			l.addEntry(e)
 			l.unsynced = true
 		}
 	}
-	if len(l.ends) > 0 && l.stale {
+	// Behind the entries, so that a commit index never comes before its entry.
+	if l.stale && (promised || len(l.ends) > 0) {
 		l.addHard()
+		l.unsynced = l.unsynced || promised
 	}
 	if err := l.write(); err != nil {
 		return err
@@ -317,30 +315,24 @@ func (l *Log) trim(exactly bool) {
 }
 
 // Release lets go of the files that hold nothing but entries which are both
-// durable in the machine and out of memory.
+// durable in the machine and out of memory. The last such entry stays: it tells
+// the term that those behind it follow.
 func (l *Log) Release(durable uint64) error {
 	l.mu.Lock()
-	needed := min(durable, l.mu.before.index) + 1
+	needed := min(durable, l.mu.before.index)
 	l.mu.Unlock()
 
 	i, found := slices.BinarySearchFunc(l.places, needed, func(p place, index uint64) int {
-		switch {
-		case p.index < index:
-			return -1
-		case p.index > index:
-			return 1
-		}
-		return 0
+		return cmp.Compare(p.index, index)
 	})
 	if !found {
 		i--
 	}
-	if i <= 0 {
+	if i < 0 {
 		return nil
 	}
-	before := l.places[i].position
 	l.places = slices.Delete(l.places, 0, i)
-	return l.wal.Release(before)
+	return l.wal.Release(l.places[0].position)
 }
 
 // Close writes down the last commit index and closes the files.

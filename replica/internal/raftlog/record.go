@@ -25,8 +25,8 @@ const (
 	// recordIncarnation: number 8.
 	recordIncarnation uint8 = 4
 
-	// recordHead stands at the start of a segment and makes the older ones
-	// dispensable: term 8, vote 8, commit 8, incarnation 8, index and term of
+	// recordHead stands in each segment, before all that was appended there,
+	// and makes the older segments dispensable: term 8, vote 8, commit 8, incarnation 8, index and term of
 	// the last entry before the segment 16, index and term of the newest mark
 	// 16, its ConfState.
 	recordHead uint8 = 5
@@ -95,7 +95,10 @@ func (l *Log) write() error {
 		return err
 	}
 	for i, r := range l.records {
-		if r.Type == recordEntry {
+		if r.Type == recordMark {
+			l.places = l.places[:0]
+		}
+		if r.Type == recordMark || r.Type == recordEntry {
 			l.placed(binary.LittleEndian.Uint64(r.Data), position+wal.Position(i))
 		}
 	}
@@ -103,7 +106,7 @@ func (l *Log) write() error {
 	return nil
 }
 
-// placed notes the position of an entry, for some of them.
+// placed notes the position of a mark or an entry, of some of these.
 func (l *Log) placed(index uint64, at wal.Position) {
 	for n := len(l.places); n > 0 && l.places[n-1].index >= index; n-- {
 		l.places = l.places[:n-1]
@@ -150,6 +153,7 @@ type replay struct {
 	log     *Log
 	applied uint64 // by the machine
 	began   bool
+	based   bool // it is known what the next entry follows
 }
 
 func (p *replay) record(at wal.Position, r wal.Record) error {
@@ -162,9 +166,6 @@ func (p *replay) record(at wal.Position, r wal.Record) error {
 
 func (p *replay) take(at wal.Position, r wal.Record) error {
 	l := p.log
-	if !p.began && r.Type != recordMark && r.Type != recordHead {
-		return fmt.Errorf("it is the first, and says nothing of those before: %w", ErrCorrupt)
-	}
 	switch r.Type {
 	case recordEntry:
 		if len(r.Data) < entryHeader {
@@ -176,7 +177,7 @@ func (p *replay) take(at wal.Position, r wal.Record) error {
 		if len(r.Data) != 24 {
 			return fmt.Errorf("%d bytes: %w", len(r.Data), ErrCorrupt)
 		}
-		p.hard(r.Data)
+		p.setHard(r.Data)
 
 	case recordMark:
 		mark, err := decodeMark(r.Data)
@@ -185,6 +186,7 @@ func (p *replay) take(at wal.Position, r wal.Record) error {
 		}
 		l.mark = mark
 		p.from(entryID{mark.Index, mark.Term})
+		l.placed(mark.Index, at)
 
 	case recordIncarnation:
 		if len(r.Data) != 8 {
@@ -202,14 +204,14 @@ func (p *replay) take(at wal.Position, r wal.Record) error {
 		}
 		last := entryID{binary.LittleEndian.Uint64(r.Data[32:]), binary.LittleEndian.Uint64(r.Data[40:])}
 		switch {
-		case !p.began:
+		case !p.based:
 			p.from(last)
 		case last != l.last:
 			return fmt.Errorf("the segment continues entry %d of term %d, the log is at %d of term %d: %w",
 				last.index, last.term, l.last.index, l.last.term, ErrCorrupt)
 		}
 		l.mark = mark
-		p.hard(r.Data)
+		p.setHard(r.Data)
 		l.incarnation = binary.LittleEndian.Uint64(r.Data[24:])
 
 	default:
@@ -218,17 +220,18 @@ func (p *replay) take(at wal.Position, r wal.Record) error {
 	return nil
 }
 
-// hard takes a hard state. What was both committed by then and applied since
+// setHard takes a hard state. What was both committed by then and applied since
 // need not be held: no later record can replace it.
-func (p *replay) hard(b []byte) {
+func (p *replay) setHard(b []byte) {
 	l := p.log
-	l.state.hard = hardState{binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])}
-	l.mu.applied.Index = min(p.applied, l.state.hard.commit)
+	l.hard = hardState{binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])}
+	l.mu.applied.Index = min(p.applied, l.hard.commit)
 }
 
 // from begins the log anew behind id.
 func (p *replay) from(id entryID) {
 	l := p.log
+	p.based = true
 	l.last, l.mu.before = id, id
 	l.mu.entries, l.mu.bytes, l.places = nil, 0, nil
 }
@@ -246,10 +249,17 @@ func (p *replay) entry(at wal.Position, b []byte) error {
 		kind:  pb.EntryType(b[16]),
 	}
 	switch {
-	case e.index <= l.mark.Index || e.index <= l.mu.before.index || e.index > l.last.index+1:
-		return fmt.Errorf("entry %d behind entry %d: %w", e.index, l.last.index, ErrCorrupt)
+	case e.index <= l.mark.Index || e.index <= l.hard.commit || p.based && e.index > l.last.index+1:
+		return fmt.Errorf("entry %d behind entry %d, mark %d and commit index %d: %w",
+			e.index, l.last.index, l.mark.Index, l.hard.commit, ErrCorrupt)
 	case e.kind > pb.EntryConfChangeV2:
 		return fmt.Errorf("entry %d is of type %d: %w", e.index, e.kind, ErrCorrupt)
+	}
+	if !p.based || e.index <= l.mu.before.index {
+		// The entries before it were released, and so is it, but for the term.
+		p.from(entryID{e.index, e.term})
+		l.placed(e.index, at)
+		return nil
 	}
 	e.Index, e.Term, e.Type = &e.index, &e.term, &e.kind
 	if len(b) > entryHeader {

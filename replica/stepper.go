@@ -1,0 +1,147 @@
+package replica
+
+import (
+	"time"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"github.com/kvorum/kvorum/fault"
+)
+
+// Stepper runs a member by hand, in place of Run: each call does what one of
+// the three loops would do next, and nothing happens between calls. So a whole
+// cluster runs in one goroutine, in an order that the caller chooses. After an
+// error the member is dead: the caller drops it, and opens another on what its
+// disk holds.
+type Stepper[R any] struct {
+	r    *Replica[R]
+	jobs []*pb.Message
+	todo []applyJob
+}
+
+// Stepper returns the means to run r by hand.
+func (r *Replica[R]) Stepper() *Stepper[R] {
+	if r.core.alone() {
+		r.core.Campaign()
+	}
+	return &Stepper[R]{r: r}
+}
+
+// Tick lets one tick pass.
+func (s *Stepper[R]) Tick() {
+	s.r.tick(time.Time{})
+	s.r.round()
+	s.r.publish(true)
+}
+
+// Decide takes what waits in the inbox.
+func (s *Stepper[R]) Decide() {
+	select {
+	case <-s.r.wake:
+	default:
+	}
+	s.r.round()
+	s.r.publish(false)
+}
+
+// Append writes what is queued for the log, and says whether there was any.
+func (s *Stepper[R]) Append() (bool, error) {
+	q := s.r.appends
+	if len(q.items) == 0 {
+		return false, nil
+	}
+	s.jobs, _ = q.take(s.jobs)
+	restores, err := s.r.write(s.jobs)
+	if err != nil {
+		return true, err
+	}
+	if restores {
+		if _, err := s.Apply(); err != nil {
+			return true, err
+		}
+		<-s.r.restored
+	}
+	return true, s.r.wrote(s.jobs)
+}
+
+// Apply applies what is queued for the machine, and says whether there was any.
+func (s *Stepper[R]) Apply() (bool, error) {
+	q := s.r.applies
+	if len(q.items) == 0 {
+		return false, nil
+	}
+	s.todo, _ = q.take(s.todo)
+	return true, s.r.apply(s.todo)
+}
+
+// Stop ends every wait and closes the log.
+func (s *Stepper[R]) Stop() error {
+	s.r.appends.close()
+	s.r.applies.close()
+	s.r.stop()
+	return s.r.log.Close()
+}
+
+// Wait is a request whose outcome may not be there yet.
+type Wait[R any] struct {
+	w       *waiter[R]
+	refused error
+}
+
+// Outcome returns the outcome, if it is there.
+func (w *Wait[R]) Outcome() (result R, err error, there bool) {
+	if w.refused != nil {
+		return result, w.refused, true
+	}
+	if w.w.state.Load() != answered {
+		return result, nil, false
+	}
+	return w.w.result, w.w.err, true
+}
+
+// Leave gives up waiting, as the end of a context does.
+func (w *Wait[R]) Leave() {
+	if w.refused == nil {
+		w.w.state.CompareAndSwap(waiting, left)
+	}
+}
+
+// Propose starts what Replica.Propose does.
+func (s *Stepper[R]) Propose(command []byte) *Wait[R] {
+	if err := s.r.admit(len(command)); err != nil {
+		return &Wait[R]{refused: err}
+	}
+	w := s.r.waiter()
+	w.command = command
+	return s.start(w, func(in *inbox[R]) { in.proposals = append(in.proposals, w) })
+}
+
+// Configure starts what Replica.Configure does.
+func (s *Stepper[R]) Configure(change *pb.ConfChangeV2) *Wait[R] {
+	if err := s.r.admit(len(change.Context)); err != nil {
+		return &Wait[R]{refused: err}
+	}
+	w := s.r.waiter()
+	w.command, w.change = change.Context, change
+	return s.start(w, func(in *inbox[R]) { in.changes = append(in.changes, w) })
+}
+
+// Barrier starts what Replica.Barrier does.
+func (s *Stepper[R]) Barrier() *Wait[R] {
+	w := s.r.waiter()
+	return s.start(w, func(in *inbox[R]) { in.barriers = append(in.barriers, w) })
+}
+
+// Transfer starts what Replica.Transfer does.
+func (s *Stepper[R]) Transfer(to uint64) *Wait[R] {
+	w := s.r.waiter()
+	w.to = to
+	return s.start(w, func(in *inbox[R]) { in.transfers = append(in.transfers, w) })
+}
+
+func (s *Stepper[R]) start(w *waiter[R], change func(*inbox[R])) *Wait[R] {
+	if !s.r.submit(change) {
+		return &Wait[R]{refused: fault.Stopped}
+	}
+	return &Wait[R]{w: w}
+}
