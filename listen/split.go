@@ -1,0 +1,234 @@
+package listen
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// Splitter parts the callers of one listener: those whose first request is
+// gRPC from those who speak HTTP of any version. Both kinds may come in clear
+// text or under TLS. A connection belongs to one side for good.
+type Splitter struct {
+	// Immutable after Split.
+	from    net.Listener
+	timeout time.Duration
+	grpc    *side
+	http    *side
+	ctx     context.Context // ends with Close
+	cancel  context.CancelFunc
+
+	running sync.WaitGroup
+}
+
+// sniffTimeout is how long a caller may take to say what it speaks, and to
+// finish each frame that it has begun.
+const sniffTimeout = 10 * time.Second
+
+// Split takes over l. Closing either side closes that side alone; Close closes
+// all.
+func Split(l net.Listener) *Splitter {
+	s := &Splitter{from: l, timeout: sniffTimeout}
+	s.start()
+	return s
+}
+
+func (s *Splitter) start() {
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.grpc, s.http = newSide(s), newSide(s)
+	s.running.Go(s.accept)
+}
+
+// GRPC yields the callers that speak gRPC.
+func (s *Splitter) GRPC() net.Listener { return s.grpc }
+
+// HTTP yields all others, those that speak nothing sensible included. Serve
+// them with a server made by HTTPServer.
+func (s *Splitter) HTTP() net.Listener { return s.http }
+
+// Close closes the listener beneath and all callers that nobody has accepted,
+// and waits for them to be gone. Accepted ones are not touched.
+func (s *Splitter) Close() error {
+	s.cancel()
+	err := s.from.Close()
+	s.running.Wait()
+	return err
+}
+
+func (s *Splitter) accept() {
+	for {
+		c, err := s.from.Accept()
+		if err != nil {
+			s.cancel() // the listener rests and retries by itself; this is its end
+			return
+		}
+		s.running.Go(func() { s.sort(c) })
+	}
+}
+
+// sort finds out what c speaks and hands it to that side.
+func (s *Splitter) sort(c net.Conn) {
+	// Wakes a read that would wait for a silent caller.
+	stop := context.AfterFunc(s.ctx, func() { c.Close() })
+	sorted, p, err := s.sniff(c)
+	if !stop() || err != nil || c.SetDeadline(time.Time{}) != nil {
+		c.Close()
+		return
+	}
+	if p == grpcProtocol {
+		s.grpc.deliver(sorted)
+	} else {
+		s.http.deliver(sorted)
+	}
+}
+
+func (s *Splitter) sniff(c net.Conn) (net.Conn, protocol, error) {
+	var sn sniffer
+	deadline := time.Now().Add(s.timeout)
+	b := make([]byte, 1024)
+	for {
+		// An idle caller may stay: clients connect ahead of need.
+		if sn.idle() {
+			deadline = time.Time{}
+		} else if deadline.IsZero() {
+			deadline = time.Now().Add(s.timeout)
+		}
+		if err := c.SetReadDeadline(deadline); err != nil {
+			return nil, unknown, err
+		}
+		n, err := c.Read(b)
+		if err != nil {
+			return nil, unknown, err
+		}
+		sn.feed(b[:n])
+		p, answer := sn.next()
+		if len(answer) > 0 {
+			if err := c.SetWriteDeadline(time.Now().Add(s.timeout)); err != nil {
+				return nil, unknown, err
+			}
+			if _, err := c.Write(answer); err != nil {
+				return nil, unknown, err
+			}
+		}
+		if p != unknown {
+			return sn.conn(c), p, nil
+		}
+	}
+}
+
+// conn returns c as if nothing had been read from it.
+func (s *sniffer) conn(c net.Conn) net.Conn {
+	sorted := &conn{Conn: c, head: s.kept}
+	if s.toldSettings && !s.ackSeen {
+		// The acknowledgement may stand behind the request in what was read.
+		sorted.filter = &ackFilter{skip: s.at}
+		sorted.head = sorted.filter.pass(nil, s.kept)
+	}
+	return sorted
+}
+
+// conn is a connection that was sorted. Reading yields all that the caller
+// sent for whoever serves it. It hides TLS, if any, because net/http speaks
+// HTTP/2 on a connection that it has not shaken hands on itself only if it
+// takes it for clear text.
+type conn struct {
+	net.Conn
+
+	// Owned by the one who reads.
+	head   []byte     // read while sorting
+	filter *ackFilter // nil: nothing to take out
+}
+
+func (c *conn) Read(p []byte) (int, error) {
+	for {
+		if len(c.head) > 0 {
+			n := copy(p, c.head)
+			if c.head = c.head[n:]; len(c.head) == 0 {
+				c.head = nil // let the buffer go
+			}
+			return n, nil
+		}
+		if c.filter == nil || c.filter.done || len(p) == 0 {
+			return c.Conn.Read(p)
+		}
+		n, err := c.Conn.Read(p)
+		c.head = c.filter.pass(nil, p[:n]) // may yield a few bytes more than n: those it held back
+		if err != nil && len(c.head) == 0 {
+			return 0, err
+		}
+	}
+}
+
+func (c *conn) beneath() net.Conn { return c.Conn }
+
+// side is one of the two listeners of a Splitter.
+type side struct {
+	of     *Splitter
+	ready  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newSide(of *Splitter) *side {
+	return &side{of: of, ready: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+func (s *side) deliver(c net.Conn) {
+	select {
+	case s.ready <- c:
+	case <-s.closed:
+		c.Close()
+	case <-s.of.ctx.Done():
+		c.Close()
+	}
+}
+
+// Accept waits for the next caller of this side.
+func (s *side) Accept() (net.Conn, error) {
+	select {
+	case c := <-s.ready:
+		return c, nil
+	case <-s.closed:
+	case <-s.of.ctx.Done():
+	}
+	return nil, net.ErrClosed
+}
+
+// Addr returns the address of the listener beneath.
+func (s *side) Addr() net.Addr { return s.of.from.Addr() }
+
+// Close turns away callers of this side.
+func (s *side) Close() error {
+	s.once.Do(func() { close(s.closed) })
+	return nil
+}
+
+// connKey finds the connection of a request.
+type connKey struct{}
+
+// HTTPServer returns a server for what a Listener or a Splitter's HTTP side
+// yields: HTTP/1.1, and HTTP/2 without upgrade, in clear text or under TLS.
+// Requests carry their TLS state as if net/http had shaken hands itself.
+func HTTPServer(h http.Handler) *http.Server {
+	server := &http.Server{
+		Protocols:         new(http.Protocols),
+		ReadHeaderTimeout: 10 * time.Second,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, c)
+		},
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if c, ok := r.Context().Value(connKey{}).(net.Conn); ok && r.TLS == nil {
+				if state, ok := ConnectionState(c); ok {
+					r.TLS = &state
+				}
+			}
+			h.ServeHTTP(w, r)
+		}),
+	}
+	server.Protocols.SetHTTP1(true)
+	server.Protocols.SetHTTP2(true)
+	server.Protocols.SetUnencryptedHTTP2(true)
+	return server
+}

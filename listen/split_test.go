@@ -1,0 +1,262 @@
+package listen
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+)
+
+// shared serves gRPC health checks and an HTTP handler on one port, in clear
+// text and under TLS.
+type shared struct {
+	at   string
+	auth *Credentials
+	s    *Splitter
+}
+
+func serveShared(t *testing.T) shared {
+	t.Helper()
+	auth := serverCredentials(t)
+	probe, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	at := probe.Addr().String()
+	probe.Close()
+	l, err := Listen(t.Context(), parseURLs(t, "http://"+at, "https://"+at), Options{Credentials: auth})
+	must(t, err)
+	s := &Splitter{from: l, timeout: 300 * time.Millisecond}
+	s.start()
+
+	g := grpc.NewServer()
+	healthpb.RegisterHealthServer(g, health.NewServer())
+	h := HTTPServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		fmt.Fprintf(w, "%s %s tls=%t %s", r.Method, r.Proto, r.TLS != nil, body)
+	}))
+	var running sync.WaitGroup
+	running.Go(func() { g.Serve(s.GRPC()) })
+	running.Go(func() { h.Serve(s.HTTP()) })
+	t.Cleanup(func() {
+		s.Close()
+		g.Stop()
+		h.Close()
+		running.Wait()
+	})
+	return shared{at, auth, s}
+}
+
+func (s shared) grpcClient(t *testing.T, secure bool) *grpc.ClientConn {
+	t.Helper()
+	creds := insecure.NewCredentials()
+	if secure {
+		creds = credentials.NewTLS(s.auth.Client())
+	}
+	cc, err := grpc.NewClient(s.at, grpc.WithTransportCredentials(creds))
+	must(t, err)
+	t.Cleanup(func() { cc.Close() })
+	return cc
+}
+
+func TestAllProtocolsOnOnePort(t *testing.T) {
+	s := serveShared(t)
+	for _, secure := range []bool{false, true} {
+		scheme := "http"
+		if secure {
+			scheme = "https"
+		}
+		t.Run(scheme+"/grpc", func(t *testing.T) {
+			cc := s.grpcClient(t, secure)
+			for range 3 {
+				answer, err := healthpb.NewHealthClient(cc).Check(t.Context(), &healthpb.HealthCheckRequest{})
+				must(t, err)
+				if answer.Status != healthpb.HealthCheckResponse_SERVING {
+					t.Error(answer.Status)
+				}
+			}
+		})
+		for _, v := range []string{"HTTP/1.1", "HTTP/2.0"} {
+			t.Run(scheme+"/"+v, func(t *testing.T) {
+				transport := &http.Transport{TLSClientConfig: s.auth.Client(), Protocols: new(http.Protocols)}
+				defer transport.CloseIdleConnections()
+				transport.Protocols.SetHTTP1(v == "HTTP/1.1")
+				transport.Protocols.SetHTTP2(v == "HTTP/2.0")
+				transport.Protocols.SetUnencryptedHTTP2(v == "HTTP/2.0")
+				if v == "HTTP/1.1" {
+					transport.TLSClientConfig.NextProtos = nil
+				}
+				client := &http.Client{Transport: transport}
+				for _, size := range []int{0, 200_000} { // the second needs window updates
+					resp, err := client.Post(scheme+"://"+s.at+"/v3/kv/range", "application/json", strings.NewReader(strings.Repeat("x", size)))
+					must(t, err)
+					body, err := io.ReadAll(resp.Body)
+					must(t, err)
+					resp.Body.Close()
+					want := fmt.Sprintf("POST %s tls=%t %s", v, secure, strings.Repeat("x", size))
+					if string(body) != want {
+						t.Errorf("got %.60q, want %.60q", body, want)
+					}
+				}
+			})
+		}
+	}
+}
+
+// Clients connect to every member ahead of need, and may ask nothing for
+// hours; they still expect to be answered when they ping.
+func TestIdleCallerMayStayAndPing(t *testing.T) {
+	s := serveShared(t)
+	cc := s.grpcClient(t, false)
+	cc.Connect()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	for state := cc.GetState(); state != connectivity.Ready; state = cc.GetState() {
+		if !cc.WaitForStateChange(ctx, state) {
+			t.Fatalf("client is %v", state)
+		}
+	}
+
+	c, err := net.Dial("tcp", s.at)
+	must(t, err)
+	defer c.Close()
+	fr := http2.NewFramer(c, c)
+	io.WriteString(c, http2.ClientPreface)
+	must(t, fr.WriteSettings())
+	want := func(kind http2.FrameType) http2.Frame {
+		t.Helper()
+		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		f, err := fr.ReadFrame()
+		must(t, err)
+		if f.Header().Type != kind {
+			t.Fatalf("got %v, want %v", f, kind)
+		}
+		return f
+	}
+	want(http2.FrameSettings)
+	must(t, fr.WriteSettingsAck())
+	for i := range 3 {
+		// Longer than any deadline of the splitter: this caller owes nothing.
+		c.SetReadDeadline(time.Now().Add(2 * s.s.timeout))
+		if _, err := fr.ReadFrame(); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("the idle caller got %v", err)
+		}
+		must(t, fr.WritePing(false, [8]byte{byte(i)}))
+		if f := want(http2.FramePing).(*http2.PingFrame); !f.IsAck() || f.Data[0] != byte(i) {
+			t.Fatalf("got %v", f)
+		}
+	}
+
+	answer, err := healthpb.NewHealthClient(cc).Check(t.Context(), &healthpb.HealthCheckRequest{})
+	must(t, err)
+	if answer.Status != healthpb.HealthCheckResponse_SERVING {
+		t.Error(answer.Status)
+	}
+}
+
+func TestSlowCallersAreCutOff(t *testing.T) {
+	s := serveShared(t)
+	for name, text := range map[string]string{
+		"silent":             "",
+		"half a preface":     http2.ClientPreface[:10],
+		"no settings":        http2.ClientPreface,
+		"half a frame":       http2.ClientPreface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00" + "\x00\x00",
+		"half a header list": http2.ClientPreface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00" + "\x00\x00\x01\x01\x00\x00\x00\x00\x01\x82",
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := net.Dial("tcp", s.at)
+			must(t, err)
+			defer c.Close()
+			// The first byte comes at once, or the listener beneath would be
+			// waiting, for longer than this test.
+			io.WriteString(c, text)
+			if text == "" {
+				c.(*net.TCPConn).CloseWrite()
+			}
+			c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error("stayed")
+			}
+		})
+	}
+}
+
+func TestGarbageGoesToHTTP(t *testing.T) {
+	s := serveShared(t)
+	for _, text := range []string{"\x00\x01\x02\x03 is no request\r\n\r\n", "PRIMA HTTP/1.1\r\n\r\n", "nonsense and more of it\r\n\r\n"} {
+		c, err := net.Dial("tcp", s.at)
+		must(t, err)
+		io.WriteString(c, text)
+		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		got, err := io.ReadAll(c)
+		if errors.Is(err, os.ErrDeadlineExceeded) || !bytes.Contains(got, []byte("400 Bad Request")) {
+			t.Errorf("%q: got %q, %v", text, got, err)
+		}
+		c.Close()
+	}
+}
+
+func TestChurnLeavesNothingBehind(t *testing.T) {
+	s := serveShared(t)
+	config := s.auth.Client()
+	var running sync.WaitGroup
+	for worker := range 4 {
+		running.Go(func() {
+			for i := range 250 {
+				c, err := net.Dial("tcp", s.at)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				switch (worker + i) % 5 {
+				case 0: // leaves at once
+				case 1:
+					io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+					io.Copy(io.Discard, c)
+				case 2:
+					io.WriteString(c, http2.ClientPreface+"\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+				case 3:
+					tls.Client(c, config).Handshake()
+				case 4:
+					io.WriteString(c, "\x16\x03")
+				}
+				c.Close()
+			}
+		})
+	}
+	running.Wait()
+}
+
+// Nobody accepts, callers wait at every stage, and Close still ends all.
+func TestSplitterCloseEndsWhatIsUnderWay(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	s := Split(l)
+	for _, text := range []string{"", "PRI", "GET / HTTP/1.1\r\n\r\n", http2.ClientPreface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00"} {
+		c, err := net.Dial("tcp", s.GRPC().Addr().String())
+		must(t, err)
+		defer c.Close()
+		io.WriteString(c, text)
+	}
+	s.Close()
+	for _, side := range []net.Listener{s.GRPC(), s.HTTP()} {
+		if _, err := side.Accept(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("got %v", err)
+		}
+	}
+}
