@@ -116,8 +116,7 @@ func knock(ctx context.Context, endpoint string, config *tls.Config) (hint strin
 	// Plain text was spoken. A server that completes a handshake, or refuses
 	// it in TLS's own words, wanted TLS.
 	server := tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}) //nolint:gosec // nothing is sent
-	var alert tls.AlertError
-	if err := server.HandshakeContext(ctx); err == nil || errors.As(err, &alert) {
+	if err := server.HandshakeContext(ctx); err == nil || isAlert(err) {
 		return fmt.Sprintf("The server at %s speaks TLS: use --endpoints=https://%s and add --cacert FILE (and --cert, --key if it asks for a client certificate).", endpoint, address), false
 	}
 	return "", true
@@ -150,7 +149,6 @@ func knockTLS(ctx context.Context, endpoint, address string, conn net.Conn, conf
 		authority x509.UnknownAuthorityError
 		name      x509.HostnameError
 		invalid   x509.CertificateInvalidError
-		alert     tls.AlertError
 	)
 	switch {
 	case err == nil:
@@ -164,10 +162,17 @@ func knockTLS(ctx context.Context, endpoint, address string, conn net.Conn, conf
 		return fmt.Sprintf("The certificate of %s is for other names (%v): use one of them in --endpoints.", endpoint, name), false
 	case errors.As(err, &invalid):
 		return fmt.Sprintf("The certificate of %s is not valid: %v.", endpoint, invalid), false
-	case errors.As(err, &alert):
-		return fmt.Sprintf("The server at %s refused the TLS handshake (%v): it probably wants a client certificate, add --cert FILE --key FILE.", endpoint, alert), false
+	case isAlert(err):
+		return fmt.Sprintf("The server at %s refused the TLS handshake (%v): it probably wants a client certificate, add --cert FILE --key FILE.", endpoint, reason(err)), false
 	}
 	return fmt.Sprintf("The TLS handshake with %s failed: %v.", endpoint, err), false
+}
+
+// isAlert says whether the other side answered in TLS's own words. The type of
+// an alert is not exported; the operation it is wrapped in is its mark.
+func isAlert(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error"
 }
 
 // target splits an endpoint into what to dial and whether TLS is spoken there.
