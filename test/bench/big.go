@@ -34,6 +34,9 @@ const (
 )
 
 func (f figure) show(i int) string {
+	if f.Values[i] == 0 {
+		return "–" // not reached
+	}
 	switch f.Unit {
 	case perSecond:
 		return rate(f.Values[i]) + "/s"
@@ -68,7 +71,8 @@ type household struct {
 }
 
 // compareBig takes both servers through the same steps, step by step, so that
-// what is told of one is told of the other a few seconds later.
+// what is told of one is told of the other a few seconds later. With an error it
+// returns what was found until then.
 func compareBig(ctx context.Context, o options, products [2]product, dir string) (*big, error) {
 	var houses [2]*household
 	var servers [2]*server
@@ -100,11 +104,11 @@ func compareBig(ctx context.Context, o options, products [2]product, dir string)
 		for place := range houses {
 			i := (place + number) % 2
 			if err := quiet(ctx, servers[:]...); err != nil {
-				return nil, err
+				return result, err
 			}
 			measures, err := step(houses[i], ctx)
 			if err != nil {
-				return nil, fmt.Errorf("%s with %d keys: %w", houses[i].name, o.big, err)
+				return result, fmt.Errorf("%s with %d keys: %w", houses[i].name, o.big, err)
 			}
 			for _, m := range measures {
 				at := slices.IndexFunc(result.Figures[from:], func(f figure) bool { return f.Name == m.name })

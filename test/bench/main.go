@@ -127,16 +127,23 @@ func bench(ctx context.Context, o options) error {
 		return err
 	}
 	for _, c := range chosen {
+		if ctx.Err() != nil {
+			break
+		}
 		row, err := compare(ctx, o, c, products, dir)
 		if err != nil {
-			return err
+			r.fail(c.name, err)
+			continue
 		}
 		r.Loads = append(r.Loads, row)
 	}
-	if big {
+	if big && ctx.Err() == nil {
 		if r.Big, err = compareBig(ctx, o, products, dir); err != nil {
-			return err
+			r.fail(bigName, err)
 		}
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 
 	if o.json {

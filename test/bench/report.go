@@ -14,6 +14,15 @@ type report struct {
 	Floor   turn      `json:"floor"`
 	Loads   []row     `json:"loads"`
 	Big     *big      `json:"big,omitempty"`
+
+	Failures []string `json:"failures,omitempty"` // what could not be run to its end
+}
+
+// fail notes what stopped a load; the others go on without it.
+func (r *report) fail(name string, err error) {
+	text := fmt.Sprintf("%s: %v", name, err)
+	r.Failures = append(r.Failures, text)
+	progress("%s", text)
 }
 
 // failures is nil when every load was answered rightly by both.
@@ -25,6 +34,9 @@ func (r *report) failures() error {
 				all = append(all, fmt.Errorf("%s of %s: %s", row.Name, r.Names[i], text))
 			}
 		}
+	}
+	for _, text := range r.Failures {
+		all = append(all, errors.New(text))
 	}
 	return errors.Join(all...)
 }

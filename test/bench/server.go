@@ -257,7 +257,13 @@ func (s *server) run(ctx context.Context, l load.Load, o load.Options) (*load.Re
 }
 
 // cpu is the time, of user and system, that the process has used.
-func (s *server) cpu() (time.Duration, error) { return processCPU(s.process.Process.Pid) }
+func (s *server) cpu() (time.Duration, error) {
+	used, err := processCPU(s.process.Process.Pid)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%s ended; its last words: %s", s.name, s.lastWords())
+	}
+	return used, err
+}
 
 func processCPU(pid int) (time.Duration, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -358,20 +364,21 @@ func wait(ctx context.Context, d time.Duration) error {
 // disk is what the data directory takes on disk, in bytes: allocated blocks, as
 // du counts, so that what is reserved counts and holes do not.
 func (s *server) disk() (int64, error) {
+	if _, err := os.Stat(s.data()); err != nil {
+		return 0, err
+	}
 	var sum int64
 	err := filepath.WalkDir(s.data(), func(_ string, entry fs.DirEntry, err error) error {
-		if err != nil {
-			return err
+		if err == nil {
+			var info fs.FileInfo
+			if info, err = entry.Info(); err == nil {
+				sum += info.Sys().(*syscall.Stat_t).Blocks * 512
+			}
 		}
-		info, err := entry.Info()
-		if err != nil {
-			return err
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // removed under the walk: a live server may do that
 		}
-		sum += info.Sys().(*syscall.Stat_t).Blocks * 512
-		return nil
+		return err
 	})
-	if errors.Is(err, fs.ErrNotExist) {
-		return s.disk() // a file was removed under the walk
-	}
 	return sum, err
 }
