@@ -14,6 +14,7 @@ func TestIdentitiesAreEtcds(t *testing.T) {
 	}{
 		{"x=https://localhost:20001", "x", "new", "", "34c21a2d427db393"},
 		{"x=http://127.0.0.1:31480", "x", "etcd-cluster", "b8f8292f9b0b44d0", "48e864a8070ac59e"},
+		{"b=http://127.0.0.1:31482,a=http://127.0.0.1:31490,c=http://127.0.0.1:31485,b=http://127.0.0.1:31481", "b", "tok", "ab7f7d9e47868f7", "34d4731343de555d"},
 	} {
 		c, err := ParseInitialCluster(tt.cluster)
 		if err != nil {

@@ -126,13 +126,14 @@ func (s *sniffer) look(f frame, answer *[]byte) protocol {
 	case http2.FrameContinuation:
 		s.block = append(s.block, f.payload...)
 	case http2.FrameSettings:
-		if f.flags.Has(http2.FlagSettingsAck) && s.toldSettings && !s.ackSeen {
+		ack := f.flags.Has(http2.FlagSettingsAck)
+		if len(f.payload)%settingsBytes != 0 || ack && len(f.payload) > 0 {
+			return httpProtocol
+		}
+		if ack && s.toldSettings && !s.ackSeen {
 			s.ackSeen = true
 			s.drop(f)
 			return unknown
-		}
-		if len(f.payload)%settingsBytes != 0 {
-			return httpProtocol
 		}
 	case http2.FramePing:
 		if f.flags.Has(http2.FlagPingAck) || len(f.payload) != pingBytes {
@@ -218,10 +219,10 @@ func (f *ackFilter) pass(out, b []byte) []byte {
 		if len(f.held) < frameHeader {
 			break
 		}
-		if http2.FrameType(f.held[3]) == http2.FrameSettings && http2.Flags(f.held[4]).Has(http2.FlagSettingsAck) {
+		f.skip = int(binary.BigEndian.Uint32(f.held) >> 8)
+		if f.skip == 0 && http2.FrameType(f.held[3]) == http2.FrameSettings && http2.Flags(f.held[4]).Has(http2.FlagSettingsAck) {
 			f.done = true
 		} else {
-			f.skip = int(binary.BigEndian.Uint32(f.held) >> 8)
 			out = append(out, f.held...)
 		}
 		f.held = f.held[:0]
