@@ -14,6 +14,7 @@
 //	    retried: the kernel may have thrown the data away and would say yes.
 //	W5: a segment has its name only after all that its header claims is durable,
 //	    and bytes that were synced are never overwritten.
+//	W6: record type 0 is never written; Append panics on it.
 //
 // A Log belongs to one goroutine, which calls all methods; only Size may be
 // called from anywhere. FORMAT.md describes the files byte by byte.
