@@ -1,0 +1,229 @@
+// Package api is the ring that knows what is asked: the v3 gRPC services, the
+// same as HTTP and JSON, and the paths for those who run a member. It knows
+// neither how members agree nor how data lies on disk: what it needs of them
+// it asks of a Backend.
+//
+//	Register   puts the services on a gRPC server, whichever it is
+//	HTTP       answers everything else on the client's port
+//	Monitoring answers on the separate port for metrics and probes
+package api
+
+import (
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+
+	"github.com/kvorum/kvorum/api/internal/gate"
+	"github.com/kvorum/kvorum/api/internal/gateway"
+	"github.com/kvorum/kvorum/api/internal/ops"
+	"github.com/kvorum/kvorum/api/internal/v3"
+)
+
+// The versions that clients see. They choose what to ask for by them, and
+// parse them as three numbers: they name the contract that is kept, not the
+// program that keeps it.
+const (
+	ServerVersion  = "3.7.3"
+	ClusterVersion = "3.7.0"
+	StorageVersion = "3.7.0"
+)
+
+type (
+	// Backend is the member that stands behind the api. Its methods may be
+	// called from any goroutine.
+	Backend = v3.Backend
+
+	// Status is what a member knows about agreement at one moment.
+	Status = gate.Status
+
+	// Metrics are the values that rooms are handed to count with.
+	Metrics = ops.Metrics
+
+	// Feature is one switch of the command line.
+	Feature = ops.Feature
+)
+
+// NewMetrics returns metrics at zero; extensive adds the histograms of calls.
+func NewMetrics(extensive bool) *Metrics { return ops.NewMetrics(extensive) }
+
+// Options work when empty.
+type Options struct {
+	RequestBytesMax int           // of one proposal; default 1.5 MiB
+	TxnOpsMax       int           // default 128
+	RequestTimeout  time.Duration // a proposal may wait so long; default 7 s
+	QuotaBytes      int64         // of the table on disk; default 2 GiB, below 0 none
+	SlowRequest     time.Duration // a longer unary call is logged; default 300 ms, below 0 none
+
+	NoGateway bool     // do not serve /v3/ over HTTP and JSON
+	Pprof     bool     // serve /debug/pprof/
+	Origins   []string // origins of browser pages that may ask; default all
+	Hosts     []string // names that plain-text HTTP may be addressed to; default all
+
+	Features []Feature    // shown among the metrics
+	Metrics  *Metrics     // default NewMetrics(false)
+	Logger   *slog.Logger // default none
+}
+
+const (
+	defaultRequestBytesMax = 1.5 * 1024 * 1024
+	defaultTxnOpsMax       = 128
+	defaultRequestTimeout  = 7 * time.Second
+	defaultQuotaBytes      = 2 << 30
+	defaultSlowRequest     = 300 * time.Millisecond
+
+	// frameOverhead is what a message may be larger than the largest proposal,
+	// so that what is too large is refused by name and not by the transport.
+	frameOverhead = 512 * 1024
+)
+
+func (o Options) withDefaults() Options {
+	if o.RequestBytesMax == 0 {
+		o.RequestBytesMax = defaultRequestBytesMax
+	}
+	if o.TxnOpsMax == 0 {
+		o.TxnOpsMax = defaultTxnOpsMax
+	}
+	if o.RequestTimeout == 0 {
+		o.RequestTimeout = defaultRequestTimeout
+	}
+	if o.QuotaBytes == 0 {
+		o.QuotaBytes = defaultQuotaBytes
+	}
+	if o.SlowRequest == 0 {
+		o.SlowRequest = defaultSlowRequest
+	}
+	if o.Metrics == nil {
+		o.Metrics = NewMetrics(false)
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+// API answers for one member.
+type API struct {
+	// Immutable after New.
+	options Options
+	backend Backend
+	gate    *gate.Gate
+	calls   *gate.Calls
+	metrics http.Handler
+}
+
+// New returns an API that asks backend.
+func New(o Options, backend Backend) *API {
+	o = o.withDefaults()
+	a := &API{options: o, backend: backend}
+	a.gate = gate.New(gate.Options{
+		RequestBytesMax: o.RequestBytesMax,
+		QuotaBytes:      o.QuotaBytes,
+		Timeout:         o.RequestTimeout,
+		Metrics:         o.Metrics.Gate,
+	}, backend)
+	a.calls = gate.NewCalls(a.gate, o.Metrics.Calls, o.SlowRequest, o.Logger)
+	a.metrics = o.Metrics.Handler(a.versions(), o.Features, a.facts)
+	return a
+}
+
+func (a *API) versions() ops.Versions {
+	return ops.Versions{Server: ServerVersion, Cluster: ClusterVersion, Storage: StorageVersion}
+}
+
+// MessageBytesMax is the largest message that a gRPC server should accept.
+func (a *API) MessageBytesMax() int { return a.options.RequestBytesMax + frameOverhead }
+
+// Register puts every service on s. Each call is admitted, measured and
+// reported by what stands around its method: s needs no interceptors.
+func (a *API) Register(s grpc.ServiceRegistrar) {
+	v3.Register(v3.Options{
+		TxnOpsMax:       a.options.TxnOpsMax,
+		RequestBytesMax: a.options.RequestBytesMax,
+		QuotaBytes:      a.options.QuotaBytes,
+		Version:         ServerVersion,
+		StorageVersion:  StorageVersion,
+	}, a.gate, a.backend, registrar{s, a.calls})
+}
+
+type registrar struct {
+	server grpc.ServiceRegistrar
+	calls  *gate.Calls
+}
+
+func (r registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
+	r.server.RegisterService(r.calls.Wrap(desc), impl)
+}
+
+// HTTP returns the handler of all that is not gRPC on the client's port. The
+// gateway asks over conn, which leads to the server that Register was given:
+// its calls share the limits of all others.
+func (a *API) HTTP(conn grpc.ClientConnInterface) (http.Handler, error) {
+	mux := http.NewServeMux()
+	ops.Register(mux, ops.Options{Versions: a.versions(), Pprof: a.options.Pprof}, a.gate, a.metrics, &a.options.Metrics.Health)
+	if !a.options.NoGateway {
+		// Bytes travel as base64 in JSON, and numbers as text.
+		h, err := gateway.New(conn, 2*int64(a.MessageBytesMax()))
+		if err != nil {
+			return nil, err
+		}
+		mux.Handle("/v3/", h)
+	}
+	return gateway.Access{Origins: a.options.Origins, Hosts: a.options.Hosts}.Guard(mux), nil
+}
+
+// Monitoring returns the handler of the separate port for metrics and probes.
+func (a *API) Monitoring() http.Handler {
+	mux := http.NewServeMux()
+	ops.RegisterMonitoring(mux, a.gate, a.metrics, &a.options.Metrics.Health)
+	return mux
+}
+
+// CountBytes returns c with what passes through it counted as clients' traffic.
+func (a *API) CountBytes(c net.Conn) net.Conn { return countedConn{c, a.options.Metrics} }
+
+type countedConn struct {
+	net.Conn
+	metrics *Metrics
+}
+
+func (c countedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.metrics.ClientReceivedBytes.Add(uint64(n))
+	return n, err
+}
+
+func (c countedConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.metrics.ClientSentBytes.Add(uint64(n))
+	return n, err
+}
+
+// everything is a request for the number of all keys.
+var everything = &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, CountOnly: true}
+
+func (a *API) facts() ops.Facts {
+	view := a.backend.View()
+	keys, err := view.Range(everything)
+	if err != nil {
+		a.options.Logger.Error("could not count keys for the metrics", "error", err)
+	}
+	total, used := a.backend.Size()
+	facts := ops.Facts{
+		Status:       a.backend.Status(),
+		Revision:     int64(view.Revision),
+		Compacted:    int64(view.Compacted),
+		Keys:         keys.Count,
+		Bytes:        total,
+		BytesInUse:   used,
+		QuotaBytes:   max(0, a.options.QuotaBytes),
+		AuthRevision: v3.FirstAuthRevision,
+	}
+	for _, alarm := range view.Alarms(pb.AlarmType_NONE) {
+		facts.Alarms = append(facts.Alarms, ops.Alarm{Member: alarm.MemberID, Type: alarm.Alarm.String()})
+	}
+	return facts
+}

@@ -1,0 +1,266 @@
+// Package gate is where requests are let in: what is too large, what there is
+// no room for, what this member cannot answer, and how long one may wait. All
+// of admission is in this file. Around it stand calls.go, which measures, and
+// status.go, which turns errors into what the wire carries.
+//
+// It never looks at keys, and it changes nothing but by proposing.
+package gate
+
+import (
+	"context"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/metric"
+	"github.com/kvorum/kvorum/state"
+)
+
+// Backend is what the gate asks of the member behind it.
+type Backend interface {
+	// Propose returns once command is committed and applied here. Its error
+	// wraps a fault if the client may know it, and so it is when ctx ends.
+	Propose(ctx context.Context, command []byte) (state.Outcome, error)
+
+	// Barrier returns once all that was committed before the call is applied
+	// here. What holds of the errors of Propose holds of its errors.
+	Barrier(ctx context.Context) error
+
+	// View is the state as it is now. It never waits.
+	View() *state.View
+
+	// Status is what is known about agreement now. It never waits.
+	Status() Status
+
+	// Size returns the bytes that the state takes on disk, and how many of
+	// them hold what can still be asked for.
+	Size() (total, used int64)
+}
+
+// Status is what a member knows about agreement at one moment.
+type Status struct {
+	Cluster state.ClusterID
+	Member  state.MemberID
+	Leader  state.MemberID // 0 if none is known
+	Learner bool           // this member has no vote
+
+	Term      state.Term
+	Committed state.Index
+	Applied   state.Index
+}
+
+// Options have no defaults: they come from the api's.
+type Options struct {
+	RequestBytesMax int
+	QuotaBytes      int64 // below 0: none
+	Timeout         time.Duration
+	Metrics         Metrics
+}
+
+// Metrics measure what was let in.
+type Metrics struct {
+	Ranges         *metric.Counter
+	RangeSeconds   *metric.Family[metric.Histogram] // success
+	RequestSeconds *metric.Family[metric.Histogram] // type, success
+}
+
+// Gate admits requests to one member.
+type Gate struct {
+	// Immutable after New.
+	options  Options
+	backend  Backend
+	requests [requests]timer
+	ranges   timer
+}
+
+// New returns a gate before backend.
+func New(o Options, backend Backend) *Gate {
+	g := &Gate{options: o, backend: backend}
+	for r := range requests {
+		g.requests[r] = newTimer(o.Metrics.RequestSeconds, r.String())
+	}
+	g.ranges = newTimer(o.Metrics.RangeSeconds)
+	return g
+}
+
+// commandBytes is what a command adds to its request, when nobody in
+// particular asks.
+const commandBytes = 8
+
+// EnterUnary tells whether this member may answer req at all.
+func (g *Gate) EnterUnary(md metadata.MD, req any) error {
+	s := g.backend.Status()
+	if s.Learner && !learnerAnswers(req) {
+		return fault.LearnerUnsupported
+	}
+	return wantsLeader(md, s)
+}
+
+// EnterStream tells whether this member may answer the streaming method at all.
+func (g *Gate) EnterStream(md metadata.MD, method string) error {
+	s := g.backend.Status()
+	if s.Learner && method != pb.Maintenance_Snapshot_FullMethodName {
+		return fault.LearnerUnsupported
+	}
+	return wantsLeader(md, s)
+}
+
+// learnerAnswers: a learner may lag without knowing, so it answers only who
+// says that this is all right, and who asks how it is.
+func learnerAnswers(req any) bool {
+	switch r := req.(type) {
+	case *pb.StatusRequest:
+		return true
+	case *pb.RangeRequest:
+		return r.Serializable
+	}
+	return false
+}
+
+// wantsLeader refuses a client that asks not to be answered by a member which
+// is cut off.
+func wantsLeader(md metadata.MD, s Status) error {
+	if s.Leader == 0 {
+		if wish := md.Get("hasleader"); len(wish) > 0 && wish[0] == "true" {
+			return fault.NoLeader
+		}
+	}
+	return nil
+}
+
+// View returns the state to read from: as it is here, or, if linear, with all
+// that was committed before the call.
+func (g *Gate) View(ctx context.Context, linear bool) (*state.View, error) {
+	if linear {
+		waiting, cancel := context.WithTimeout(ctx, g.options.Timeout)
+		defer cancel()
+		if err := g.backend.Barrier(waiting); err != nil {
+			// A read that its client gave up is told as it is. Nothing hangs on
+			// why, as it does with a write that may yet happen.
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			return nil, err
+		}
+	}
+	return g.backend.View(), nil
+}
+
+// Range answers r from view.
+func (g *Gate) Range(view *state.View, r *pb.RangeRequest) (state.Answer, error) {
+	start := time.Now()
+	answer, err := view.Range(r)
+	g.options.Metrics.Ranges.Inc()
+	g.ranges.observe(start, err)
+	return answer, err
+}
+
+// Read is the least that a member which works can do.
+func (g *Gate) Read(ctx context.Context, linear bool) error {
+	view, err := g.View(ctx, linear)
+	if err == nil {
+		_, err = g.Range(view, &pb.RangeRequest{Key: []byte{0}, Limit: 1})
+	}
+	return err
+}
+
+// Alarms are those that are on, as known here.
+func (g *Gate) Alarms() []*pb.AlarmMember { return g.backend.View().Alarms(pb.AlarmType_NONE) }
+
+// Status is what is known about agreement now.
+func (g *Gate) Status() Status { return g.backend.Status() }
+
+// Propose has the request made true: it returns what became of it, once it is
+// committed and applied here. A refusal by the state is an error.
+func (g *Gate) Propose(ctx context.Context, kind state.Kind, req proto.Message) (state.Outcome, error) {
+	start := time.Now()
+	out, err := g.propose(ctx, kind, req)
+	if err == nil && out.Refusal != nil {
+		err = out.Refusal
+	}
+	g.Observe(requestOf[kind], start, err)
+	return out, err
+}
+
+func (g *Gate) propose(ctx context.Context, kind state.Kind, req proto.Message) (state.Outcome, error) {
+	if err := g.room(ctx, kind, req); err != nil {
+		return state.Outcome{}, err
+	}
+	command, err := state.Command{Kind: kind, Request: req}.Append(make([]byte, 0, commandBytes+proto.Size(req)))
+	if err != nil {
+		return state.Outcome{}, err
+	}
+	if len(command) > g.options.RequestBytesMax {
+		return state.Outcome{}, fault.RequestTooLarge
+	}
+
+	waiting, cancel := context.WithTimeout(ctx, g.options.Timeout)
+	defer cancel()
+	return g.backend.Propose(waiting, command)
+}
+
+// putCost is what a put takes on disk beside its key and value, counted
+// generously.
+const putCost = 256
+
+// cost is what req would add to the disk at most: of a transaction, the dearer
+// branch.
+func cost(req any) int64 {
+	switch r := req.(type) {
+	case *pb.PutRequest:
+		return putCost + int64(len(r.Key)+len(r.Value))
+	case *pb.TxnRequest:
+		branch := func(ops []*pb.RequestOp) (sum int64) {
+			for _, op := range ops {
+				switch r := op.GetRequest().(type) {
+				case *pb.RequestOp_RequestPut:
+					sum += cost(r.RequestPut)
+				case *pb.RequestOp_RequestTxn:
+					sum += cost(r.RequestTxn)
+				}
+			}
+			return sum
+		}
+		return max(branch(r.Success), branch(r.Failure))
+	}
+	return 0
+}
+
+// room refuses what the cluster's alarms forbid, and what would add to a full
+// disk. Who finds the disk full tells the whole cluster: members do not fill up
+// at the same moment, and one that falls out of step would have to be rebuilt.
+// Reads, deletions and compaction go on, for they are the way out.
+func (g *Gate) room(ctx context.Context, kind state.Kind, req proto.Message) error {
+	if kind == state.Alarm {
+		return nil
+	}
+	view := g.backend.View()
+	if view.Alarmed(pb.AlarmType_CORRUPT) {
+		return fault.Corrupt
+	}
+	adds := cost(req)
+	if adds == 0 {
+		return nil
+	}
+	if view.Alarmed(pb.AlarmType_NOSPACE) {
+		return fault.NoSpace
+	}
+	if g.options.QuotaBytes < 0 {
+		return nil
+	}
+	if total, _ := g.backend.Size(); total+adds < g.options.QuotaBytes {
+		return nil
+	}
+	_, err := g.Propose(ctx, state.Alarm, &pb.AlarmRequest{
+		Action:   pb.AlarmRequest_ACTIVATE,
+		MemberID: uint64(g.backend.Status().Member),
+		Alarm:    pb.AlarmType_NOSPACE,
+	})
+	if err != nil {
+		return err
+	}
+	return fault.NoSpace
+}

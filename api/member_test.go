@@ -1,0 +1,198 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http/httptest"
+	"sync"
+	"testing"
+
+	"google.golang.org/grpc"
+
+	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/state"
+)
+
+// member is an api before a real machine, with a server for gRPC and one for
+// HTTP as node would set them up. Its log is the order in which proposals
+// arrive: with one member, that is what agreement comes down to.
+type member struct {
+	target
+	*sequencer
+	api     *API
+	options Options
+	server  *grpc.Server
+}
+
+func newMember(t *testing.T, o Options) *member {
+	t.Helper()
+	m := &member{sequencer: newSequencer(t), options: o}
+	m.api = New(o, m.sequencer)
+
+	m.server = grpc.NewServer(grpc.MaxRecvMsgSize(m.api.MessageBytesMax()))
+	m.api.Register(m.server)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		if err := m.server.Serve(countingListener{listener, m.api}); err != nil {
+			t.Errorf("serve: %v", err)
+		}
+	})
+	t.Cleanup(func() {
+		m.server.Stop()
+		serving.Wait()
+	})
+	m.conn = dial(t, listener.Addr().String())
+
+	handler, err := m.api.HTTP(m.conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	web := httptest.NewServer(handler)
+	t.Cleanup(web.Close)
+	m.url = web.URL
+	return m
+}
+
+type countingListener struct {
+	net.Listener
+	api *API
+}
+
+func (l countingListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return l.api.CountBytes(c), nil
+}
+
+const self = 0xabc
+
+// sequencer is a Backend without consensus: one proposal after the other.
+type sequencer struct {
+	machine *state.Machine
+
+	mu struct {
+		sync.Mutex
+		status  Status
+		propose error // instead of what would happen
+		barrier error
+		hold    chan struct{} // proposals and barriers wait until it is closed
+		size    int64         // of a machine that is larger than it is
+	}
+}
+
+func newSequencer(t *testing.T) *sequencer {
+	t.Helper()
+	machine, err := state.Open(state.Options{Memory: state.NewMemory()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := machine.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	err = machine.Bootstrap(state.Genesis{
+		Cluster: 0xc1, Index: 1, Term: 1,
+		Members: []state.Member{{ID: self, PeerURLs: []string{"http://127.0.0.1:2380"}, Name: "m", ClientURLs: []string{"http://127.0.0.1:2379"}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &sequencer{machine: machine}
+	s.mu.status = Status{Cluster: 0xc1, Member: self, Leader: self, Term: 2}
+	return s
+}
+
+// set changes how the sequencer behaves.
+func (s *sequencer) set(change func(*sequencer)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(s)
+}
+
+func (s *sequencer) wait(ctx context.Context) error {
+	s.mu.Lock()
+	hold := s.mu.hold
+	s.mu.Unlock()
+	if hold == nil {
+		return nil
+	}
+	select {
+	case <-hold:
+		return nil
+	case <-ctx.Done():
+		if ctx.Err() == context.Canceled {
+			return fault.RequestCanceled
+		}
+		return fault.Timeout
+	}
+}
+
+func (s *sequencer) Propose(ctx context.Context, command []byte) (state.Outcome, error) {
+	if err := s.wait(ctx); err != nil {
+		return state.Outcome{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.propose != nil {
+		return state.Outcome{}, s.mu.propose
+	}
+	applied, _ := s.machine.Applied()
+	outcomes, err := s.machine.Apply([]state.Entry{{Index: applied + 1, Term: s.mu.status.Term, Commands: [][]byte{command}, Wanted: true}})
+	if err != nil {
+		return state.Outcome{}, fmt.Errorf("apply: %w", err)
+	}
+	return outcomes[0], nil
+}
+
+func (s *sequencer) Barrier(ctx context.Context) error {
+	if err := s.wait(ctx); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.barrier
+}
+
+func (s *sequencer) View() *state.View { return s.machine.View() }
+
+func (s *sequencer) Status() Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.mu.status
+	now.Applied, _ = s.machine.Applied()
+	now.Committed = now.Applied
+	return now
+}
+
+func (s *sequencer) Size() (total, used int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	total, used = s.machine.Size()
+	return total + s.mu.size, used
+}
+
+func (s *sequencer) WaitSwept(_ context.Context, rev state.Revision) error {
+	for s.machine.Swept() < rev {
+		if _, err := s.machine.Sweep(1000); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *sequencer) Defragment(ctx context.Context) error { return s.machine.Defragment(ctx) }
+
+func (s *sequencer) MoveLeader(_ context.Context, to state.MemberID) error {
+	if to != self {
+		return fault.BadTransferee
+	}
+	return nil
+}
