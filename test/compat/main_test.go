@@ -8,6 +8,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(envSelf) != "" {
+		os.Exit(beEtcdctl())
+	}
 	code := m.Run()
 	process.Cleanup()
 	os.Exit(code)
