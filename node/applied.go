@@ -1,0 +1,85 @@
+package node
+
+import (
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/kvorum/kvorum/replica"
+	"github.com/kvorum/kvorum/state"
+)
+
+// applied stands between the log and the state: it has each committed entry
+// applied, and tells those whom an apply concerns. Nothing else hears of one.
+type applied struct {
+	// Immutable.
+	machine  *state.Machine
+	slow     time.Duration
+	slowSeen func(took time.Duration, entries int)
+
+	// Owned by the apply loop.
+	entries []state.Entry
+
+	unflushed atomic.Int64  // bytes of commands applied and not yet durable
+	compacted chan struct{} // holds one: there is something to sweep
+	flush     chan struct{} // holds one: there is enough to make durable
+	flushAt   int64         // bytes
+	flushLag  state.Index   // entries
+	last      state.Revision
+}
+
+// Apply applies entries and tells whom it concerns.
+func (a *applied) Apply(entries []replica.Entry) ([]state.Outcome, error) {
+	began := time.Now()
+	a.entries = a.entries[:0]
+	var size int64
+	for _, e := range entries {
+		a.entries = append(a.entries, state.Entry{
+			Index: state.Index(e.Index), Term: state.Term(e.Term),
+			Commands: e.Commands, Configuration: e.Configuration, Wanted: e.Wanted,
+		})
+		for _, command := range e.Commands {
+			size += int64(len(command))
+		}
+	}
+	outcomes, err := a.machine.Apply(a.entries)
+	if err != nil {
+		return nil, err
+	}
+
+	// Everything that follows from an apply:
+	if compacted := a.machine.View().Compacted; compacted != a.last {
+		a.last = compacted
+		poke(a.compacted)
+	}
+	index, durable := a.machine.Applied()
+	if a.unflushed.Add(size) >= a.flushAt || index-durable >= a.flushLag {
+		poke(a.flush)
+	}
+	if took := time.Since(began); took > a.slow {
+		a.slowSeen(took, len(entries))
+	}
+	return outcomes, nil
+}
+
+// Applied returns how far the state is, and how far it would be after a power
+// loss.
+func (a *applied) Applied() (applied, durable uint64) {
+	i, d := a.machine.Applied()
+	return uint64(i), uint64(d)
+}
+
+// Configuration returns the membership of consensus as the state has it.
+func (a *applied) Configuration() []byte { return a.machine.View().Configuration }
+
+// Restore makes the state what the received snapshot holds.
+func (a *applied) Restore(m replica.Mark) error {
+	return fmt.Errorf("no snapshot at %d has been received", m.Index)
+}
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default: // already known
+	}
+}

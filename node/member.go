@@ -1,0 +1,248 @@
+package node
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.etcd.io/raft/v3/raftpb"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/kvorum/kvorum/api"
+	"github.com/kvorum/kvorum/replica"
+	"github.com/kvorum/kvorum/state"
+	"github.com/kvorum/kvorum/wal"
+)
+
+// member is what agrees and remembers: log, replica and state, without a
+// socket. It runs on any file system, so that tests can cut its power.
+type member struct {
+	// Immutable after openMember.
+	o       memberOptions
+	machine *state.Machine
+	replica *replica.Replica[state.Outcome]
+	applied *applied
+	swept   *news
+	broken  <-chan error // the table failed where nobody was waiting
+}
+
+type memberOptions struct {
+	FS       vfs.FS
+	LogDir   string
+	TableDir string
+	Cluster  uint64
+	ID       uint64
+	Fresh    bool          // never ran before: begins with Genesis
+	Genesis  state.Genesis // of a founding member
+
+	Tick           time.Duration
+	ElectionTicks  int
+	NoPreVote      bool
+	NoSync         bool
+	KeepEntries    int
+	FlushEntries   uint64 // entries after which the table is made durable
+	ValueCache     int64
+	SweepBatch     int
+	SweepRest      time.Duration
+	SlowApply      time.Duration
+	LogSegmentSize int64
+
+	Metrics *api.Metrics
+	Log     *slog.Logger
+}
+
+// flushBytes is how much may be applied before the table is made durable. It
+// bounds the log that a restart replays and that the disk holds.
+const flushBytes = 32 << 20
+
+func openMember(o memberOptions) (_ *member, err error) {
+	broken := make(chan error, 1)
+	machine, err := state.Open(state.Options{
+		FS:              o.FS,
+		Dir:             o.TableDir,
+		ValueCacheBytes: o.ValueCache,
+		Cluster:         state.ClusterID(o.Cluster),
+		Member:          state.MemberID(o.ID),
+		Log:             func(line string) { o.Log.Debug(line) },
+		Broken:          func(err error) { broken <- err }, // called once
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, machine.Close())
+		}
+	}()
+	if index, _ := machine.Applied(); index == 0 && o.Fresh {
+		if err := machine.Bootstrap(o.Genesis); err != nil {
+			return nil, err
+		}
+	}
+
+	m := &member{o: o, machine: machine, swept: newNews(), broken: broken}
+	m.applied = &applied{
+		machine: machine, slow: o.SlowApply, slowSeen: m.slowApply,
+		compacted: make(chan struct{}, 1), flush: make(chan struct{}, 1),
+		flushAt: flushBytes, flushLag: state.Index(o.FlushEntries),
+	}
+	var owner [16]byte
+	binary.BigEndian.PutUint64(owner[:8], o.Cluster)
+	binary.BigEndian.PutUint64(owner[8:], o.ID)
+	m.replica, err = replica.Open(m.applied, replica.Options[state.Outcome]{
+		ID: o.ID,
+		Log: replica.LogOptions{
+			WAL: wal.Options{
+				FS: o.FS, Dir: o.LogDir, Identity: owner, UnsafeNoSync: o.NoSync, SegmentBytes: o.LogSegmentSize,
+				Metrics: wal.Metrics{
+					SyncSeconds:  o.Metrics.LogSyncSeconds,
+					WriteSeconds: o.Metrics.LogWriteSeconds,
+					WrittenBytes: o.Metrics.LogBytes,
+				},
+			},
+			Fresh:       o.Fresh,
+			KeepEntries: o.KeepEntries,
+		},
+		Core:     replica.CoreOptions{ElectionTicks: o.ElectionTicks, NoPreVote: o.NoPreVote},
+		Tick:     o.Tick,
+		Accepted: func(out state.Outcome) bool { return out.Refusal == nil },
+		Metrics: replica.Metrics{
+			Pending:        o.Metrics.ProposalsPending,
+			Failed:         o.Metrics.ProposalsFailed,
+			LeaderChanges:  o.Metrics.LeaderChanges,
+			SlowReads:      o.Metrics.SlowReadIndexes,
+			FailedReads:    o.Metrics.FailedReadIndexes,
+			HeartbeatsLate: o.Metrics.HeartbeatSendFailures,
+		},
+		Logger: o.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func (m *member) slowApply(took time.Duration, entries int) {
+	m.o.Metrics.SlowApplies.Inc()
+	m.o.Log.Warn("apply request took too long", "took", took, "expected-duration", m.o.SlowApply, "entries", entries)
+}
+
+// run runs the member until ctx ends or something fails. It closes what
+// openMember opened.
+func (m *member) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return m.replica.Run(ctx) })
+	g.Go(func() error { return m.sweep(ctx) })
+	g.Go(func() error { return m.flush(ctx) })
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-m.broken:
+			return err
+		}
+	})
+	err := g.Wait()
+	if err == nil {
+		err = m.machine.Flush() // the next start has nothing to replay
+	}
+	return errors.Join(err, m.machine.Close())
+}
+
+// sweep removes superseded versions behind each compaction, in small steps.
+func (m *member) sweep(ctx context.Context) error {
+	for {
+		if more, err := m.machine.Sweep(m.o.SweepBatch); err != nil {
+			return fmt.Errorf("sweep: %w", err)
+		} else if more {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(m.o.SweepRest):
+			}
+			continue
+		}
+		m.swept.tell()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.applied.compacted:
+		}
+	}
+}
+
+// waitSwept returns once nothing is left of what a compaction superseded.
+func (m *member) waitSwept(ctx context.Context, rev state.Revision) error {
+	for {
+		changed := m.swept.wait()
+		if m.machine.Swept() >= rev {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+// flush makes the table durable, now and then: the log is cut below it.
+func (m *member) flush(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.applied.flush:
+		}
+		m.applied.unflushed.Store(0)
+		if err := m.machine.Flush(); err != nil {
+			return fmt.Errorf("flush: %w", err)
+		}
+	}
+}
+
+// genesis is the first state of the cluster that members found.
+func genesis(cluster uint64, members []state.Member) state.Genesis {
+	var voters []uint64
+	for _, m := range members {
+		voters = append(voters, uint64(m.ID))
+	}
+	configuration, err := proto.MarshalOptions{Deterministic: true}.Marshal(&raftpb.ConfState{Voters: voters})
+	if err != nil {
+		panic(fmt.Sprintf("node: encode the first membership: %v", err))
+	}
+	return state.Genesis{Cluster: state.ClusterID(cluster), Members: members, Configuration: configuration, Index: 1, Term: 1}
+}
+
+// memoryBytes is what the machine has, or what this process's group of
+// processes may use of it.
+func memoryBytes() int64 {
+	total := int64(8 << 30)
+	if text, err := os.ReadFile("/proc/meminfo"); err == nil {
+		var kilobytes int64
+		if _, err := fmt.Sscanf(string(text), "MemTotal: %d kB", &kilobytes); err == nil && kilobytes > 0 {
+			total = kilobytes << 10
+		}
+	}
+	if text, err := os.ReadFile("/sys/fs/cgroup/memory.max"); err == nil {
+		var limit int64
+		if _, err := fmt.Sscan(strings.TrimSpace(string(text)), &limit); err == nil && limit > 0 {
+			total = min(total, limit)
+		}
+	}
+	return total
+}
+
+// close closes a member that never ran.
+func (m *member) close() error {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return m.run(ctx)
+}

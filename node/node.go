@@ -1,0 +1,351 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/test/bufconn"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/kvorum/kvorum/api"
+	"github.com/kvorum/kvorum/config"
+	"github.com/kvorum/kvorum/listen"
+	"github.com/kvorum/kvorum/state"
+)
+
+// drainTimeout is how long calls in progress may take to end at shutdown.
+const drainTimeout = 5 * time.Second
+
+// Run runs a server until ctx ends, and returns nil then, or until something
+// fails. Sockets come first, then the directory: a server that cannot start
+// has changed nothing on disk.
+func Run(ctx context.Context, s *config.Server, log *slog.Logger) (err error) {
+	doors, err := openDoors(ctx, s, log)
+	if err != nil {
+		return err
+	}
+	defer doors.close()
+
+	dir, err := openDataDir(s.DataDir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+
+	metrics := api.NewMetrics(s.Metrics == "extensive")
+	m, err := openServer(ctx, s, dir, metrics, log)
+	if err != nil {
+		return err
+	}
+	a := api.New(apiOptions(s, metrics, log), m)
+	return serve(ctx, s, m, a, doors, log)
+}
+
+// openServer opens the member whose directory dir is, or founds it.
+func openServer(ctx context.Context, s *config.Server, dir *dataDir, metrics *api.Metrics, log *slog.Logger) (*member, error) {
+	var first state.Genesis
+	if !dir.identity.Started {
+		// Until the first log and table are on disk nothing was promised to
+		// anybody, and founding the member can begin again.
+		if err := s.CheckBootstrap(ctx); err != nil {
+			return nil, err
+		}
+		self, _ := s.InitialCluster.Seed(s.Name)
+		cluster := s.InitialCluster.ClusterID(s.InitialClusterToken)
+		if err := dir.claim(identity{Cluster: cluster, Member: self.MemberID(s.InitialClusterToken)}); err != nil {
+			return nil, err
+		}
+		var founders []state.Member
+		for _, seed := range s.InitialCluster {
+			founders = append(founders, state.Member{ID: state.MemberID(seed.MemberID(s.InitialClusterToken)), PeerURLs: seed.PeerURLs})
+		}
+		first = genesis(cluster, founders)
+	}
+
+	logDir := s.WALDir
+	if logDir == "" {
+		logDir = filepath.Join(dir.path, "wal")
+	}
+	cache := s.ValueCacheBytes
+	if cache == 0 {
+		cache = memoryBytes() / 4
+	}
+	m, err := openMember(memberOptions{
+		FS: vfs.Default, LogDir: logDir, TableDir: filepath.Join(dir.path, "table"),
+		Cluster: dir.identity.Cluster, ID: dir.identity.Member,
+		Fresh: !dir.identity.Started, Genesis: first,
+		Tick:          s.HeartbeatInterval,
+		ElectionTicks: int(s.ElectionTimeout / s.HeartbeatInterval),
+		NoPreVote:     !s.PreVote,
+		NoSync:        s.UnsafeNoFsync,
+		KeepEntries:   int(min(s.SnapshotCatchUpEntries, math.MaxInt32)),
+		FlushEntries:  s.SnapshotCount,
+		ValueCache:    cache,
+		SweepBatch:    s.CompactionBatchLimit,
+		SweepRest:     s.CompactionSleepInterval,
+		SlowApply:     s.Log.SlowApply,
+		Metrics:       metrics,
+		Log:           log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if !dir.identity.Started {
+		started := dir.identity
+		started.Started = true
+		if err := dir.claim(started); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+func apiOptions(s *config.Server, metrics *api.Metrics, log *slog.Logger) api.Options {
+	return api.Options{
+		RequestBytesMax: int(s.MaxRequestBytes),
+		TxnOpsMax:       s.MaxTxnOps,
+		RequestTimeout:  5*time.Second + 2*s.ElectionTimeout,
+		QuotaBytes:      s.QuotaBackendBytes,
+		SlowRequest:     s.Log.SlowRequest,
+		NoGateway:       !s.EnableGateway,
+		Pprof:           s.EnablePprof,
+		Origins:         s.CORS,
+		Hosts:           s.HostWhitelist,
+		Metrics:         metrics,
+		Logger:          log,
+	}
+}
+
+// doors are the sockets that a server listens on.
+type doors struct {
+	clients *listen.Splitter
+	http    net.Listener // nil unless HTTP has a port of its own
+	metrics net.Listener // nil unless metrics have a port of their own
+}
+
+func openDoors(ctx context.Context, s *config.Server, log *slog.Logger) (_ *doors, err error) {
+	credentials, err := clientCredentials(s, log)
+	if err != nil {
+		return nil, err
+	}
+	options := listen.Options{
+		Credentials:  credentials,
+		ReusePort:    s.ReusePort,
+		ReuseAddress: s.ReuseAddress,
+		Rejected: func(remote net.Addr, err error) {
+			log.Warn("rejected connection on client endpoint", "remote-addr", fmt.Sprint(remote), "error", err)
+		},
+	}
+	d := &doors{}
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	clients, err := listen.Listen(ctx, s.ListenClientURLs, options)
+	if err != nil {
+		return nil, err
+	}
+	d.clients = listen.Split(clients)
+	if len(s.ListenClientHTTPURLs) > 0 {
+		if d.http, err = listen.Listen(ctx, s.ListenClientHTTPURLs, options); err != nil {
+			return nil, err
+		}
+	}
+	if len(s.ListenMetricsURLs) > 0 {
+		if d.metrics, err = listen.Listen(ctx, s.ListenMetricsURLs, options); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+func (d *doors) close() {
+	if d.clients != nil {
+		d.clients.Close()
+	}
+	for _, l := range []net.Listener{d.http, d.metrics} {
+		if l != nil {
+			l.Close()
+		}
+	}
+}
+
+// clientCredentials returns what the client port shows and demands, or nil
+// where it speaks in clear text only.
+func clientCredentials(s *config.Server, log *slog.Logger) (*listen.Credentials, error) {
+	t := s.ClientTLS
+	if t.CertFile == "" && !t.Auto {
+		return nil, nil
+	}
+	rules := listen.TLS{
+		CertFile: t.CertFile, KeyFile: t.KeyFile,
+		ClientCertFile: t.ClientCertFile, ClientKeyFile: t.ClientKeyFile,
+		TrustedCAFile: t.TrustedCAFile, CRLFile: t.CRLFile, ClientCertAuth: t.ClientCertAuth,
+		AllowedCNs: t.AllowedCNs, AllowedHostnames: t.AllowedHostnames,
+		MinVersion: uint16(s.TLSMin), MaxVersion: uint16(s.TLSMax), CipherSuites: s.CipherSuites,
+		Report: func(err error) { log.Warn("TLS files of the client port", "error", err) },
+	}
+	if t.Auto && t.CertFile == "" {
+		rules.AutoDir = filepath.Join(s.DataDir, "auto-tls", "client")
+		rules.AutoValidity = s.SelfSignedValidity
+		for _, u := range s.ListenClientURLs {
+			rules.AutoHosts = append(rules.AutoHosts, u.Hostname())
+		}
+	}
+	return rules.Load()
+}
+
+// serve serves until ctx ends or something fails. Its second half is the
+// order of shutdown.
+func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *doors, log *slog.Logger) error {
+	server := grpc.NewServer(
+		grpc.Creds(handshaken{}),
+		grpc.MaxRecvMsgSize(a.MessageBytesMax()),
+		grpc.MaxSendMsgSize(math.MaxInt32),
+		grpc.MaxConcurrentStreams(s.MaxConcurrentStreams),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: s.KeepAliveMinTime}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: s.KeepAliveInterval, Timeout: s.KeepAliveTimeout}),
+	)
+	a.Register(server)
+
+	// The gateway asks the same server over a pipe.
+	pipe := bufconn.Listen(1 << 20)
+	inside, err := grpc.NewClient("passthrough:///inside",
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return pipe.DialContext(ctx) }),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32), grpc.MaxCallSendMsgSize(math.MaxInt32)),
+	)
+	if err != nil {
+		return errors.Join(err, m.close())
+	}
+	defer inside.Close()
+	handler, err := a.HTTP(inside)
+	if err != nil {
+		return errors.Join(err, m.close())
+	}
+
+	// The member outlives the servers: calls in progress still need it.
+	g, failed := errgroup.WithContext(context.WithoutCancel(ctx))
+	memberCtx, stopMember := context.WithCancel(failed)
+	defer stopMember()
+	g.Go(func() error { return m.run(memberCtx) })
+
+	web := listen.HTTPServer(handler)
+	monitoring := listen.HTTPServer(a.Monitoring())
+	serveHTTP := func(server *http.Server, l net.Listener) {
+		g.Go(func() error {
+			if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve HTTP: %w", err)
+			}
+			return nil
+		})
+	}
+	g.Go(func() error { return server.Serve(counting{d.clients.GRPC(), a}) })
+	g.Go(func() error { return server.Serve(pipe) })
+	if d.http == nil {
+		serveHTTP(web, counting{d.clients.HTTP(), a})
+	} else {
+		serveHTTP(web, counting{d.http, a})
+		d.clients.HTTP().Close()
+	}
+	if d.metrics != nil {
+		serveHTTP(monitoring, d.metrics)
+	}
+
+	g.Go(func() error { return announce(failed, s, m, log) })
+
+	select {
+	case <-ctx.Done():
+		log.Info("stopping", "reason", context.Cause(ctx))
+	case <-failed.Done():
+	}
+	notify(daemon.SdNotifyStopping)
+
+	// No new callers; those inside may finish.
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	gone := make(chan struct{})
+	go func() {
+		server.GracefulStop()
+		close(gone)
+	}()
+	web.Shutdown(drain)
+	monitoring.Shutdown(drain)
+	select {
+	case <-gone:
+	case <-drain.Done():
+		server.Stop()
+		<-gone
+	}
+	web.Close()
+	monitoring.Close()
+
+	// Then what they stood on.
+	stopMember()
+	return g.Wait()
+}
+
+// announce publishes this member's name and addresses, and tells the world
+// that it serves.
+func announce(ctx context.Context, s *config.Server, m *member, log *slog.Logger) error {
+	command, err := state.Command{Kind: state.Publish, Request: &pb.Member{
+		ID: m.o.ID, Name: s.Name, ClientURLs: s.AdvertiseClientURLs.Strings(),
+	}}.Append(nil)
+	if err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		attempt, cancel := context.WithTimeout(ctx, 5*time.Second+2*s.ElectionTimeout)
+		out, err := m.Propose(attempt, command)
+		cancel()
+		if err == nil && out.Refusal != nil {
+			return fmt.Errorf("publish this member: %w", out.Refusal)
+		}
+		if err == nil {
+			break
+		}
+		log.Warn("still waiting to publish this member to the cluster", "error", err)
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	log.Info("ready to serve client requests",
+		"name", s.Name, "listen-client-urls", s.ListenClientURLs.Strings(),
+		"cluster-id", fmt.Sprintf("%x", m.o.Cluster), "member-id", fmt.Sprintf("%x", m.o.ID), "data-dir", s.DataDir)
+	for _, u := range s.ListenClientURLs {
+		log.Info("serving client traffic", "address", u.Host, "tls", u.Scheme == "https" || u.Scheme == "unixs")
+	}
+	notify(daemon.SdNotifyReady)
+	return nil
+}
+
+func notify(state string) { _, _ = daemon.SdNotify(false, state) } // without systemd nobody listens
+
+// counting counts the bytes of the callers it accepts.
+type counting struct {
+	net.Listener
+	api *api.API
+}
+
+func (c counting) Accept() (net.Conn, error) {
+	conn, err := c.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return c.api.CountBytes(conn), nil
+}
