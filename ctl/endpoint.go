@@ -183,7 +183,7 @@ format are those of -w table.`,
 			if err := a.print(cmd, statusAnswer(all)); err != nil {
 				return err
 			}
-			return toldHint(failed)
+			return untold(failed)
 		},
 	}
 }
@@ -220,13 +220,4 @@ is corrupt.`,
 	}
 	cmd.Flags().Int64Var(&rev, "rev", 0, "hash the history up to this revision (0: the latest)")
 	return cmd
-}
-
-// toldHint keeps the code and hint of a failure whose text was printed before.
-func toldHint(err error) error {
-	var f *failure
-	if errors.As(err, &f) {
-		return &failure{code: f.code, hint: f.hint}
-	}
-	return err
 }

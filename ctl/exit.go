@@ -80,8 +80,15 @@ func invalidInput(format string, args ...any) error {
 	return &failure{code: exitInvalidInput, err: fmt.Errorf(format, args...)}
 }
 
-// told is the failure of a command that has printed its errors already.
-func told(code exit) error { return &failure{code: code} }
+// untold is what is left of a failure once its text was printed: its code, and
+// its hint.
+func untold(err error) error {
+	var f *failure
+	if errors.As(err, &f) {
+		return &failure{code: f.code, hint: f.hint}
+	}
+	return err
+}
 
 func isFailure(err error) bool {
 	var f *failure

@@ -65,7 +65,6 @@ func (a *app) defragCommand() *cobra.Command {
 {{program}} defrag
 {{program}} defrag --cluster --command-timeout=1m`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			start := time.Now()
 			cfg, err := a.config(cmd)
 			if err != nil {
 				return err
@@ -78,7 +77,7 @@ func (a *app) defragCommand() *cobra.Command {
 			for _, endpoint := range endpoints {
 				one := cfg
 				one.Endpoints = []string{endpoint}
-				start = time.Now()
+				start := time.Now()
 				err := a.callWith(cmd, one, func(ctx context.Context, c *clientv3.Client) error {
 					_, err := c.Defragment(ctx, endpoint)
 					return err
@@ -91,7 +90,7 @@ func (a *app) defragCommand() *cobra.Command {
 				}
 				fmt.Fprintf(cmd.OutOrStdout(), "Finished defragmenting etcd member[%s]. took %s\n", endpoint, took)
 			}
-			return toldHint(failed)
+			return untold(failed)
 		},
 	}
 	cmd.Flags().BoolVar(&cluster, "cluster", false, "every member of the cluster, not only --endpoints")

@@ -73,7 +73,7 @@ named need not be reachable under the address that its member advertises.`,
 				return err
 			}
 			if exitCode && !status.Healthy {
-				return told(exitUnhealthy)
+				return &failure{code: exitUnhealthy} // the answer said why
 			}
 			return nil
 		},
