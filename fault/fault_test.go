@@ -12,6 +12,7 @@ import (
 // a text to the error that programs compare with.
 func TestTextsAreThoseClientsKnow(t *testing.T) {
 	unknownToClients := map[*Fault]bool{
+		Malformed:        true,                                // our own
 		InvalidClientAPI: true, TimeoutWaitAppliedIndex: true, // the table lacks them
 		WatchCanceled: true, RequestCanceled: true, RequestDeadline: true, PermissionNotGiven: true,
 		StreamSort: true, StreamRevisions: true, NotPrimary: true, NoPasswordUser: true,

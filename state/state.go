@@ -5,22 +5,55 @@
 //
 //	Machine.Apply   is the only way in which truth changes (I1, I2)
 //	Machine.View    is the only way in which it is read: one atomic load
+//
+// S1: what a batch of entries changes, and that it was applied, is one batch of
+// the table (I3). After a crash the table stands at some entry, and the log
+// has the rest.
+// S2: an entry is applied whole or refused whole, and moves the applied index
+// either way.
+// S3: what is refused or answered depends on the entries alone: not on how
+// they were cut into batches, on restarts, sweeps, or what is in memory.
 package state
 
 import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/state/internal/member"
+	"github.com/kvorum/kvorum/state/internal/mvcc"
+	"github.com/kvorum/kvorum/state/internal/table"
 )
 
 type (
-	Revision  int64  // position in the history of the store; a fresh store is at 1
+	// Revision is a position in the history of the store; a fresh store is at 1.
+	Revision = mvcc.Revision
+	// Position is the place of one change within history.
+	Position = mvcc.Position
+	// Event is one change of one key.
+	Event = mvcc.Event
+	// Answer is what a range holds.
+	Answer = mvcc.Answer
+	// Span is a range of keys as requests write it.
+	Span = mvcc.Span
+	// Member is one member of the cluster.
+	Member = member.Member
+	// MemberID names a member for ever.
+	MemberID = member.ID
+	// FS is the file system a machine lives on.
+	FS = table.FS
+	// Memory is a machine's table where it has no disk; for tests and simulation.
+	Memory = table.Memory
+	// Canceler is a context.Context; state knows no clocks.
+	Canceler = table.Canceler
+
 	Index     uint64 // position in the replicated log
 	Term      uint64 // raft's term
 	LeaseID   int64
-	MemberID  uint64
 	ClusterID uint64
 )
+
+// NewMemory returns an empty table without a disk.
+func NewMemory() *Memory { return table.NewMemory() }
 
 // Entry is one committed entry of the log. Commands were encoded by
 // Command.Append; an entry without commands only moves the applied index.
@@ -49,12 +82,8 @@ type Outcome struct {
 	Events   []Event       // in the order of their revisions
 }
 
-// Event is one change of one key. Its bytes belong to the machine and never
-// change; they may be kept.
-type Event struct {
-	Revision Revision
-	Sub      int32 // order within the revision
-	Deleted  bool
-	Key      []byte
-	Pair     []byte // encoded mvccpb.KeyValue; of a deletion, key and mod_revision only
+func must(ok bool, promise string) {
+	if !ok {
+		panic("state: broken promise: " + promise)
+	}
 }

@@ -221,14 +221,14 @@ type memoryStage struct {
 	old *Memory
 }
 
-func (s *memoryStage) Install() (Table, error) {
+func (s *memoryStage) Install() error {
 	if err := s.Flush(); err != nil {
-		return nil, err
+		return err
 	}
 	s.old.mu.Lock()
 	defer s.old.mu.Unlock()
 	s.old.mu.install = s.Memory
-	return s.Memory, nil
+	return nil
 }
 
 func (s *memoryStage) Discard() error { return s.Close() }

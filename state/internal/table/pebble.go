@@ -484,20 +484,20 @@ type diskStage struct {
 	old *disk
 }
 
-func (s *diskStage) Install() (Table, error) {
+func (s *diskStage) Install() error {
 	if err := s.Flush(); err != nil {
-		return nil, err
+		return err
 	}
 	marker, _, err := atomicfs.LocateMarker(s.opts.FS, s.opts.Dir, markerName)
 	if err != nil {
-		return nil, fmt.Errorf("table: read marker: %w", err)
+		return fmt.Errorf("table: read marker: %w", err)
 	}
 	defer marker.Close()
 	if err := marker.Move(s.name); err != nil {
-		return nil, fmt.Errorf("table: write marker: %w", err)
+		return fmt.Errorf("table: write marker: %w", err)
 	}
 	s.old.retire()
-	return s.disk, nil
+	return nil
 }
 
 func (s *diskStage) Discard() error {

@@ -102,16 +102,27 @@ type Batch interface {
 	Close()
 }
 
-// Stage is a table being built to take the place of another. It is written by
-// one goroutine.
+// Stage is a table being built to take the place of another. Once installed it
+// is a table like any other.
 type Stage interface {
-	Batch() Batch
+	Table
 
 	// Install makes the stage durable and puts it in the place of the table it
 	// was made from, which is left open for its readers until it is closed. A
 	// crash leaves the one or the other.
-	Install() (Table, error)
+	Install() error
 
 	// Discard ends a stage that is not wanted.
 	Discard() error
 }
+
+// Spaces of keys, by their first byte, in order.
+const (
+	Local   byte = 0x01 // facts about this member alone: no part of a snapshot or of a hash
+	Meta    byte = 0x02
+	Members byte = 0x03
+	Alarms  byte = 0x04
+	Leases  byte = 0x05
+	Auth    byte = 0x06
+	History byte = 0x40 // the border: rows below are rewritten, rows above are only added
+)

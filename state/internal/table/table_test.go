@@ -171,8 +171,8 @@ func TestStageReplacesWhole(t *testing.T) {
 		}
 		want(t, w, "old=1")
 
-		next, err := stage().Install()
-		if err != nil {
+		next := stage()
+		if err := next.Install(); err != nil {
 			t.Fatal(err)
 		}
 		want(t, next, "new=2")
@@ -212,7 +212,7 @@ func TestStageCrash(t *testing.T) {
 			want(t, disk(t, fs.CrashClone(vfs.CrashCloneCfg{})), "old=1")
 			continue
 		}
-		if _, err := s.Install(); err != nil {
+		if err := s.Install(); err != nil {
 			t.Fatal(err)
 		}
 		want(t, disk(t, fs.CrashClone(vfs.CrashCloneCfg{})), "new=2")

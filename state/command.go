@@ -1,0 +1,181 @@
+package state
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+)
+
+// Kind says what a command does, and which message it carries. The numbers are
+// in logs: they never change, and none is used twice.
+type Kind byte
+
+const (
+	Put         Kind = 1 // etcdserverpb.PutRequest
+	DeleteRange Kind = 2 // etcdserverpb.DeleteRangeRequest
+	Txn         Kind = 3 // etcdserverpb.TxnRequest
+	Compact     Kind = 4 // etcdserverpb.CompactionRequest
+	Alarm       Kind = 5 // etcdserverpb.AlarmRequest
+	Publish     Kind = 6 // etcdserverpb.Member: the name and the client URLs of one that has started
+)
+
+// Principal is who asks. The empty one is the cluster itself, or anybody while
+// there are no users.
+type Principal struct {
+	User     string
+	Revision uint64 // of users and roles, when the user was let in
+}
+
+// Command is a change that somebody wants. It is encoded as
+//
+//	kind 1 | revision of the principal uvarint | length of the user uvarint | user | request
+//
+// where the request is the message as it came over the wire, so that a put can
+// go from a client's frame to the log without being taken apart.
+type Command struct {
+	Kind      Kind
+	Principal Principal
+	Request   proto.Message
+
+	// Encoded is the request's bytes. If set, Request is not looked at. They
+	// need not be valid: what cannot be decoded is refused when it is applied.
+	Encoded []byte
+}
+
+// Append appends the encoded command.
+func (c Command) Append(dst []byte) ([]byte, error) {
+	dst = append(dst, byte(c.Kind))
+	dst = binary.AppendUvarint(dst, c.Principal.Revision)
+	dst = binary.AppendUvarint(dst, uint64(len(c.Principal.User)))
+	dst = append(dst, c.Principal.User...)
+	if c.Encoded != nil {
+		return append(dst, c.Encoded...), nil
+	}
+	if put, ok := c.Request.(*pb.PutRequest); ok && len(put.ProtoReflect().GetUnknown()) == 0 {
+		return appendPut(dst, put), nil
+	}
+	dst, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(dst, c.Request)
+	if err != nil {
+		return nil, fmt.Errorf("state: encode command: %w", err)
+	}
+	return dst, nil
+}
+
+var errCommand = errors.New("state: damaged command")
+
+// parseCommand takes a command apart, but for its request. The parts are those
+// of b.
+func parseCommand(b []byte) (Command, error) {
+	if len(b) == 0 {
+		return Command{}, errCommand
+	}
+	c := Command{Kind: Kind(b[0])}
+	b = b[1:]
+	revision, n := binary.Uvarint(b)
+	if n <= 0 {
+		return Command{}, errCommand
+	}
+	b = b[n:]
+	length, n := binary.Uvarint(b)
+	if n <= 0 || length > uint64(len(b)-n) {
+		return Command{}, errCommand
+	}
+	b = b[n:]
+	c.Principal = Principal{User: string(b[:length]), Revision: revision}
+	c.Encoded = b[length:]
+	return c, nil
+}
+
+// put is a PutRequest as it lies in the bytes it was decoded from. It is what
+// most commands are, and reflection would take longer than the rest of it.
+type put struct {
+	key, value               []byte
+	lease                    int64
+	prev                     bool
+	ignoreValue, ignoreLease bool
+}
+
+func putOf(m *pb.PutRequest) put {
+	return put{m.Key, m.Value, m.Lease, m.PrevKv, m.IgnoreValue, m.IgnoreLease}
+}
+
+// parsePut decodes a PutRequest as package proto does: of repeated fields the
+// last counts, unknown ones and those of another type are skipped.
+func parsePut(b []byte) (p put, ok bool) {
+	for len(b) > 0 {
+		field, kind, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return p, false
+		}
+		b = b[n:]
+		switch {
+		case field <= 2 && kind == protowire.BytesType:
+			bytes, n := protowire.ConsumeBytes(b)
+			if n < 0 {
+				return p, false
+			}
+			if field == 1 {
+				p.key = bytes
+			} else {
+				p.value = bytes
+			}
+			b = b[n:]
+		case 3 <= field && field <= 6 && kind == protowire.VarintType:
+			x, n := protowire.ConsumeVarint(b)
+			if n < 0 {
+				return p, false
+			}
+			switch field {
+			case 3:
+				p.lease = int64(x)
+			case 4:
+				p.prev = x != 0
+			case 5:
+				p.ignoreValue = x != 0
+			case 6:
+				p.ignoreLease = x != 0
+			}
+			b = b[n:]
+		default:
+			n := protowire.ConsumeFieldValue(field, kind, b)
+			if n < 0 {
+				return p, false
+			}
+			b = b[n:]
+		}
+	}
+	return p, true
+}
+
+// appendPut encodes a PutRequest as package proto does.
+func appendPut(dst []byte, m *pb.PutRequest) []byte {
+	dst = appendBytes(dst, 1, m.Key)
+	dst = appendBytes(dst, 2, m.Value)
+	if m.Lease != 0 {
+		dst = protowire.AppendTag(dst, 3, protowire.VarintType)
+		dst = protowire.AppendVarint(dst, uint64(m.Lease))
+	}
+	dst = appendBool(dst, 4, m.PrevKv)
+	dst = appendBool(dst, 5, m.IgnoreValue)
+	return appendBool(dst, 6, m.IgnoreLease)
+}
+
+func appendBytes(dst []byte, field protowire.Number, b []byte) []byte {
+	if len(b) == 0 {
+		return dst
+	}
+	dst = protowire.AppendTag(dst, field, protowire.BytesType)
+	return protowire.AppendBytes(dst, b)
+}
+
+func appendBool(dst []byte, field protowire.Number, b bool) []byte {
+	if !b {
+		return dst
+	}
+	dst = protowire.AppendTag(dst, field, protowire.VarintType)
+	return append(dst, 1)
+}

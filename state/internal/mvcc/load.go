@@ -1,0 +1,117 @@
+package mvcc
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/kvorum/kvorum/state/internal/table"
+)
+
+// Open rebuilds the keys from a table, whose revision and compacted revision
+// the caller has read. The newest values stay in memory as far as there is
+// room.
+func Open(rows table.Table, revision, compacted Revision, o Options) (*Store, error) {
+	if o.ResidentBytes == 0 {
+		o.ResidentBytes = 256 << 20
+	}
+	if o.HistoryBytes == 0 {
+		o.HistoryBytes = 64 << 20
+	}
+	s := &Store{rows: rows, options: o}
+	s.writer.revision, s.writer.compacted, s.writer.exact = revision, compacted, revision
+	s.floor.Store(int64(NeverCompacted))
+	s.swept.Store(int64(NeverCompacted))
+	if err := s.readSwept(); err != nil {
+		return nil, err
+	}
+
+	l := loader{store: s}
+	var failed error
+	err := rows.Scan(appendRowKey(nil, Position{}), []byte{table.History + 1}, func(key, value []byte) bool {
+		failed = l.add(key, value)
+		return failed == nil
+	})
+	if err == nil {
+		err = failed
+	}
+	if err != nil {
+		return nil, err
+	}
+	l.finish()
+	return s, nil
+}
+
+func (s *Store) readSwept() error {
+	value, found, err := s.rows.Get(sweptKey)
+	switch {
+	case err != nil:
+		return err
+	case !found:
+		return nil
+	case len(value) != 8:
+		return fmt.Errorf("mvcc: damaged position of the sweep: %x", value)
+	}
+	swept := int64(binary.BigEndian.Uint64(value))
+	s.swept.Store(swept)
+	s.floor.Store(swept)
+	return nil
+}
+
+type loader struct {
+	store   *Store
+	records []*record
+}
+
+func (l *loader) add(key, value []byte) error {
+	s := l.store
+	r, err := parseRow(key, value)
+	if err != nil {
+		return err
+	}
+	f, err := parsePair(r.pair)
+	if err != nil {
+		return fmt.Errorf("%w at revision %d", err, r.at.Main)
+	}
+	if r.at.Main > s.writer.revision || Revision(f.mod) != r.at.Main || r.deleted != (f.version == 0) {
+		return fmt.Errorf("%w at revision %d of %d", errRow, r.at.Main, s.writer.revision)
+	}
+	v := &version{
+		main: r.at.Main, sub: r.at.Sub, alone: r.alone,
+		create: Revision(f.create), version: f.version, lease: f.lease,
+		size: uint32(len(r.pair)), lead: uint32(f.lead),
+	}
+	rec := s.index.find(f.key)
+	if rec == nil {
+		rec = &record{key: string(f.key)}
+		rec.head.Store(v)
+		s.index.insert(rec)
+		l.records = append(l.records, rec)
+	} else {
+		s.forget(rec.head.Load())
+		rec.push(v)
+	}
+	if s.resident.Load()+int64(v.size) <= s.options.ResidentBytes {
+		pair := append(make([]byte, 0, len(r.pair)), r.pair...)
+		v.pair.Store(&pair[0])
+		s.resident.Add(int64(v.size))
+	}
+	s.bytes.Add(v.bytes())
+	return nil
+}
+
+func (l *loader) finish() {
+	w := &l.store.writer
+	slices.SortFunc(l.records, func(a, b *record) int { return strings.Compare(a.key, b.key) })
+	w.tree.build(l.records)
+	for _, r := range l.records {
+		if head := r.head.Load(); head.deleted() || head.prev.Load() != nil {
+			r.marks.Or(markDirty)
+			w.dirty = append(w.dirty, r)
+		}
+	}
+}
+
+// View returns the view of a store that nobody writes to yet.
+func (s *Store) View() View { return s.view() }

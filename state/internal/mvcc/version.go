@@ -1,0 +1,105 @@
+package mvcc
+
+import (
+	"sync/atomic"
+	"unsafe"
+)
+
+// record is a key and its versions. The tree and the index hold records; a
+// put on a key that exists changes nothing but the head.
+type record struct {
+	key   string
+	head  atomic.Pointer[version] // the newest version; never nil once others see the record
+	hash  uint32
+	marks atomic.Uint32
+}
+
+const (
+	markRead  = 1 << iota // read since the hand of eviction passed
+	markDirty             // in the writer's list of records that a sweep has to visit
+)
+
+func (r *record) mark(bit uint32) {
+	if r.marks.Load()&bit == 0 { // most often it is set, and a load shares the cache line
+		r.marks.Or(bit)
+	}
+}
+
+// version is one state of a key, from its revision to that of the next. All
+// but the pointers is immutable once a view can see it.
+type version struct {
+	main    Revision
+	create  Revision
+	version int64 // counts from 1; 0 is a deletion
+	lease   int64
+
+	// prev is the version before, nil for the first and where a sweep cut.
+	// jump leads further back: with it a chain of n versions is searched in
+	// O(log n). It never needs to be followed to where a sweep has been.
+	prev, jump atomic.Pointer[version]
+
+	pair  atomic.Pointer[byte] // size bytes, or nil where only the table has them
+	size  uint32
+	lead  uint32 // bytes of the pair before its value
+	sub   int32
+	depth uint32 // place in the chain, for the length of jumps; may wrap
+	alone bool   // the only change of its revision
+}
+
+func (v *version) deleted() bool { return v.version == 0 }
+
+func (v *version) at() Position { return Position{v.main, v.sub} }
+
+// bytes is what the row of v takes in the table.
+func (v *version) bytes() int64 { return rowKeyBytes + rowHeadBytes + int64(v.size) }
+
+// resident returns the pair if it is in memory.
+func (v *version) resident() []byte {
+	if p := v.pair.Load(); p != nil {
+		return unsafe.Slice(p, v.size)
+	}
+	return nil
+}
+
+// push puts v in front of the chain of r.
+func (r *record) push(v *version) {
+	if p := r.head.Load(); p != nil {
+		v.depth = p.depth + 1
+		v.prev.Store(p)
+		v.jump.Store(jumpOver(p))
+	}
+	r.head.Store(v)
+}
+
+// jumpOver returns where a version in front of p jumps to. Lengths of jumps
+// are those of a skew-binary number system: two equal ones in a row are
+// spanned by the next.
+func jumpOver(p *version) *version {
+	if a := p.jump.Load(); a != nil {
+		if b := a.jump.Load(); b != nil && p.depth-a.depth == a.depth-b.depth {
+			return b
+		}
+	}
+	return p
+}
+
+// visible returns the newest version of r at a revision, or nil.
+func (r *record) visible(at Revision) *version {
+	v := r.head.Load()
+	for v != nil && v.main > at {
+		if j := v.jump.Load(); j != nil && j.main > at {
+			v = j
+		} else {
+			v = v.prev.Load()
+		}
+	}
+	return v
+}
+
+// alive is visible without deletions.
+func (r *record) alive(at Revision) *version {
+	if v := r.visible(at); v != nil && !v.deleted() {
+		return v
+	}
+	return nil
+}
