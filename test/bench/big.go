@@ -181,9 +181,10 @@ func (h *household) page(ctx context.Context, streams int) (*load.Result, error)
 	if streams == 0 {
 		conns = 1
 	}
-	duration := time.Duration(h.o.seconds * float64(time.Second))
+	// Three turns long: a page can take so long that one would see but a few.
+	duration := 3 * time.Duration(h.o.seconds*float64(time.Second))
 	return h.run(ctx, load.Page{Keys: h.keys, Value: h.o.value}, load.Options{
-		Conns: conns, Streams: streams, Warmup: duration / 5, Duration: duration,
+		Conns: conns, Streams: streams, Warmup: duration / 15, Duration: duration,
 	})
 }
 
