@@ -53,6 +53,7 @@ type Core struct {
 	o CoreOptions
 
 	node *raft.RawNode
+	work Work // not yet handed out
 
 	tick     uint64
 	batches  uint64 // the number of the last batch
@@ -64,17 +65,17 @@ type Core struct {
 	commit   uint64
 	applied  uint64
 	changing uint64        // the newest change of the membership in the log
+	snapshot uint64        // index of the newest snapshot that raft has taken
 	ownTerm  uint64        // first entry of this member's leadership, 0 until it is known
 	held     []*pb.Message // read requests of others, until an entry of this term commits
 	writing  []uint64      // ticks at which the appends in flight were handed out
-	handover uint64        // tick of the last attempt to hand over because of the disk
+	resigned uint64        // tick of the last attempt to hand over, 0: none
 
 	reads struct {
 		rounds  uint64 // number of the last round
 		attempt uint64 // number of the last attempt
 		asked   round  // is being answered
 		next    round  // asked when that one is
-		done    []ReadDone
 		slow    uint64 // attempts given up so far
 	}
 }
@@ -157,7 +158,7 @@ func NewCore(o CoreOptions) (*Core, error) {
 		MaxInflightBytes:          max(o.InflightBytes, o.MessageBytes),
 		CheckQuorum:               true,
 		PreVote:                   !o.NoPreVote,
-		StepDownOnRemoval:         true,
+		StepDownOnRemoval:         false, // see resign
 		Logger:                    raftLogger{o.Logger},
 	})
 	if err != nil {
@@ -180,7 +181,7 @@ func (c *Core) Tick() {
 		c.reads.slow++
 		c.ask()
 	}
-	c.watchDisk()
+	c.resign()
 }
 
 // alone says whether this member is the only one that votes.
@@ -188,12 +189,20 @@ func (c *Core) alone() bool {
 	return len(c.members.GetVoters()) == 1 && c.members.Voters[0] == c.o.ID && len(c.members.GetVotersOutgoing()) == 0
 }
 
-// watchDisk hands leadership to the best follower when this member's disk has
-// not finished a write for an election timeout. Heartbeats go out regardless,
-// so nobody else would notice.
-func (c *Core) watchDisk() {
+// resign hands leadership to the best follower where this member should not
+// have it: its disk has not finished a write for an election timeout, which
+// nobody else would notice, as heartbeats go out regardless; or it has applied
+// its own removal. It does not step down then without further ado: the others
+// may not know yet that the removal is committed, may need its vote to find
+// out, and not get it while its log is longer than theirs.
+func (c *Core) resign() {
 	patience := uint64(c.o.ElectionTicks)
-	if c.role != raft.StateLeader || len(c.writing) == 0 || c.tick-c.writing[0] < patience || c.tick-c.handover < patience {
+	if c.role != raft.StateLeader || c.resigned != 0 && c.tick-c.resigned < patience {
+		return
+	}
+	stalled := len(c.writing) > 0 && c.tick-c.writing[0] >= patience
+	removed := !slices.Contains(c.members.GetVoters(), c.o.ID) && !slices.Contains(c.members.GetVotersOutgoing(), c.o.ID)
+	if !stalled && !removed {
 		return
 	}
 	var best, match uint64
@@ -203,7 +212,7 @@ func (c *Core) watchDisk() {
 		}
 	})
 	if best != 0 {
-		c.handover = c.tick
+		c.resigned = c.tick
 		c.node.TransferLeader(best)
 	}
 }
@@ -244,6 +253,9 @@ func (c *Core) Step(m *pb.Message) {
 		return
 	}
 	_ = c.node.Step(m)
+	if m.GetType() == pb.MsgSnap {
+		c.drain() // ApplyDone must know if it was taken
+	}
 }
 
 // mayAnswerReads is false for a leader that has committed nothing in its term:
@@ -349,7 +361,7 @@ func (c *Core) answered(s raft.ReadState) {
 	if asked.number == 0 || asked.attempt == 0 || asked.term != c.term || string(s.RequestCtx) != string(c.readID(asked.attempt)) {
 		return
 	}
-	c.reads.done = append(c.reads.done, ReadDone{asked.number, s.Index})
+	c.work.Reads = append(c.work.Reads, ReadDone{asked.number, s.Index})
 	c.askNext()
 }
 
@@ -375,6 +387,9 @@ func (c *Core) ApplyDone(m *pb.Message, changes []Change) {
 	// Before raft hears that the entries are applied: it then takes the
 	// membership for the one they left behind.
 	for _, change := range changes {
+		if change.Index <= c.snapshot {
+			continue // raft has the membership of a later snapshot already
+		}
 		c.members = c.node.ApplyConfChange(change.Change)
 	}
 	for _, response := range m.Responses {
@@ -401,14 +416,16 @@ func (c *Core) Changing() bool {
 func (c *Core) CanPropose() bool { return c.lead != raft.None }
 
 // Work returns what is to be done, and what became of the reads. The slices of
-// w are reused.
+// w are reused for the next time.
 func (c *Core) Work(w *Work) {
-	w.Messages, w.Appends, w.Applies, w.Reads = w.Messages[:0], w.Appends[:0], w.Applies[:0], w.Reads[:0]
+	c.drain()
+	*w, c.work = c.work, Work{w.Messages[:0], w.Appends[:0], w.Applies[:0], w.Reads[:0]}
+}
+
+func (c *Core) drain() {
 	for c.node.HasReady() {
-		c.take(w, c.node.Ready())
+		c.take(&c.work, c.node.Ready())
 	}
-	w.Reads = append(w.Reads, c.reads.done...)
-	c.reads.done = c.reads.done[:0]
 }
 
 func (c *Core) take(w *Work, ready raft.Ready) {
@@ -442,7 +459,7 @@ func (c *Core) take(w *Work, ready raft.Ready) {
 
 func (c *Core) toAppend(m *pb.Message) {
 	if s := m.GetSnapshot(); !raft.IsEmptySnap(s) {
-		c.members = s.GetMetadata().GetConfState()
+		c.members, c.snapshot = s.GetMetadata().GetConfState(), s.GetMetadata().GetIndex()
 	}
 	if len(m.Entries) == 0 {
 		return

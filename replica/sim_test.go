@@ -203,6 +203,9 @@ func (s *sim) configure(m *member) {
 		return
 	}
 	what := s.changes[0]
+	if what[0] == 'r' && len(m.r.Status().Voters) < 3 {
+		return // with two, one that dies can take the other along: raft says so
+	}
 	s.changes = s.changes[1:]
 	if what == "l9" && !s.spare {
 		s.spare = true
@@ -284,6 +287,14 @@ func (s *sim) heal() {
 		live = s.live()
 	}
 	if len(live) == 0 {
+		for _, id := range s.ids {
+			m := s.members[id]
+			if m.down {
+				s.t.Logf("%v is down", m)
+				continue
+			}
+			s.t.Logf("%+v", *m.r.Status())
+		}
 		s.t.Fatal("no leader in 400 ticks")
 	}
 
