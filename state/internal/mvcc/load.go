@@ -84,7 +84,7 @@ func (l *loader) add(key, value []byte) error {
 	}
 	rec := s.index.find(f.key)
 	if rec == nil {
-		rec = &record{key: string(f.key)}
+		rec = newRecord(f.key)
 		rec.head.Store(v)
 		s.index.insert(rec)
 		l.records = append(l.records, rec)

@@ -254,7 +254,7 @@ func (w *Writer) Put(key, value []byte, lease int64) {
 
 	switch {
 	case r == nil:
-		r = &record{key: string(key)}
+		r = newRecord(key)
 		r.head.Store(v)
 		s.index.insert(r)
 		s.writer.tree.insert(r)
