@@ -3,7 +3,15 @@
 // gave to them; the tests send the same requests to a kvorum process and find
 // no difference, except those that testdata/allowed.txt names with a reason.
 //
+// Without further ado the tests build kvorum and need nothing but Go. What
+// they do beyond that is asked for by variables:
+//
+//	KVORUM_COMPAT=1               also run etcdctl 3.7, built from the module in
+//	                              test/bench/etcd, and 3.4 from Debian's etcd-client
+//	KVORUM_COMPAT_ETCDCTL=path    an etcdctl 3.7 that is built already
+//	KVORUM_COMPAT_ETCD=path       test this server instead: a real etcd
+//
 // To record the answers anew, from a real etcd and only from one:
 //
-//	KVORUM_COMPAT_ETCD=/path/to/etcd go test ./test/compat -rewrite
+//	KVORUM_COMPAT=1 KVORUM_COMPAT_ETCD=path go test ./test/compat -rewrite
 package compat

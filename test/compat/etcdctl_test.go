@@ -147,7 +147,7 @@ var (
 	hexIDs     = regexp.MustCompile(`\b[0-9a-f]{12,16}\b`)
 	durations  = regexp.MustCompile(`\b\d+(\.\d+)?(ms|µs|s)\b`)
 	statusLine = regexp.MustCompile(`(?m)^(CLIENT|http://CLIENT), ID, (.*)$`)
-	hashLine   = regexp.MustCompile(`(?m)^CLIENT, \d+, `)
+	hashLine   = regexp.MustCompile(`(?m)^CLIENT, \d+(, |$)`)
 	numbers    = regexp.MustCompile(`\b\d+(\.\d+)? ?([kMG]i?B|%)|\b\d+\b`)
 )
 
@@ -157,7 +157,7 @@ func normaliseCommand(answer string, server *process.Server) string {
 	answer = decimalIDs.ReplaceAllString(answer, "${1}#")
 	answer = hexIDs.ReplaceAllString(answer, "ID")
 	answer = durations.ReplaceAllString(answer, "TIME")
-	answer = hashLine.ReplaceAllString(answer, "CLIENT, HASH, ")
+	answer = hashLine.ReplaceAllString(answer, "CLIENT, HASH${1}")
 	return statusLine.ReplaceAllStringFunc(answer, func(line string) string {
 		// Versions stay; sizes, terms and indexes are every run's own.
 		parts := strings.Split(line, ", ")

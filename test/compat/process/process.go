@@ -19,6 +19,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 )
 
@@ -108,7 +109,8 @@ func (s *Server) Run(t testing.TB) {
 	}
 }
 
-// awaitReady returns once a read that needs a leader succeeds.
+// awaitReady returns once a read that needs a leader succeeds, and the version
+// of the cluster has come down to the storage: etcd does that a moment later.
 func (s *Server) awaitReady() error {
 	ctx, cancel := context.WithTimeout(context.Background(), readyTime)
 	defer cancel()
@@ -127,7 +129,11 @@ func (s *Server) awaitReady() error {
 	for {
 		_, err := pb.NewKVClient(conn).Range(ctx, &pb.RangeRequest{Key: []byte("ready")}, grpc.WaitForReady(true))
 		if err == nil {
-			return nil
+			var status *pb.StatusResponse
+			status, err = pb.NewMaintenanceClient(conn).Status(ctx, &pb.StatusRequest{})
+			if err == nil && minor(status.GetStorageVersion()) == minor(status.GetVersion()) {
+				return nil
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -137,9 +143,17 @@ func (s *Server) awaitReady() error {
 	}
 }
 
+// minor cuts a version to its first two numbers.
+func minor(version string) string {
+	parts := strings.SplitN(version, ".", 3)
+	return strings.Join(parts[:min(2, len(parts))], ".")
+}
+
 func (s *Server) dial() (*grpc.ClientConn, error) {
 	return grpc.NewClient(s.ClientAddr,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		// The first attempt comes before the server listens.
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1, MaxDelay: time.Second}}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
 }
 
@@ -266,5 +280,9 @@ func (b *logBuffer) tail() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	text := b.mu.String()
-	return text[max(0, len(text)-4096):]
+	text = text[max(0, len(text)-2048):]
+	if _, whole, ok := strings.Cut(text, "\n"); ok {
+		return whole
+	}
+	return text
 }
