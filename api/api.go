@@ -10,7 +10,6 @@ package api
 
 import (
 	"log/slog"
-	"net"
 	"net/http"
 	"time"
 
@@ -180,26 +179,6 @@ func (a *API) Monitoring() http.Handler {
 	mux := http.NewServeMux()
 	ops.RegisterMonitoring(mux, a.gate, a.metrics, &a.options.Metrics.Health)
 	return mux
-}
-
-// CountBytes returns c with what passes through it counted as clients' traffic.
-func (a *API) CountBytes(c net.Conn) net.Conn { return countedConn{c, a.options.Metrics} }
-
-type countedConn struct {
-	net.Conn
-	metrics *Metrics
-}
-
-func (c countedConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	c.metrics.ClientReceivedBytes.Add(uint64(n))
-	return n, err
-}
-
-func (c countedConn) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
-	c.metrics.ClientSentBytes.Add(uint64(n))
-	return n, err
 }
 
 // everything is a request for the number of all keys.

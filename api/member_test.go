@@ -38,7 +38,7 @@ func newMember(t *testing.T, o Options) *member {
 	}
 	var serving sync.WaitGroup
 	serving.Go(func() {
-		if err := m.server.Serve(countingListener{listener, m.api}); err != nil {
+		if err := m.server.Serve(listener); err != nil {
 			t.Errorf("serve: %v", err)
 		}
 	})
@@ -58,19 +58,6 @@ func newMember(t *testing.T, o Options) *member {
 	return m
 }
 
-type countingListener struct {
-	net.Listener
-	api *API
-}
-
-func (l countingListener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return l.api.CountBytes(c), nil
-}
-
 const self = 0xabc
 
 // sequencer is a Backend without consensus: one proposal after the other.
@@ -87,7 +74,7 @@ type sequencer struct {
 	}
 }
 
-func newSequencer(t *testing.T) *sequencer {
+func newSequencer(t testing.TB) *sequencer {
 	t.Helper()
 	machine, err := state.Open(state.Options{Memory: state.NewMemory()})
 	if err != nil {

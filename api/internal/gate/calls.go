@@ -7,7 +7,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -124,11 +123,10 @@ func (c *Calls) unary(m *method) grpc.UnaryServerInterceptor {
 }
 
 func (c *Calls) admitted(ctx context.Context, req any, handle grpc.UnaryHandler) (any, error) {
-	md, _ := metadata.FromIncomingContext(ctx)
-	if err := c.clients.count(md, false); err != nil {
+	if err := c.clients.count(ctx, false); err != nil {
 		return nil, statusOf(err)
 	}
-	if err := c.gate.EnterUnary(md, req); err != nil {
+	if err := c.gate.EnterUnary(ctx, req); err != nil {
 		return nil, statusOf(err)
 	}
 	resp, err := handle(ctx, req)
@@ -144,11 +142,10 @@ func (c *Calls) stream(m *method, inner grpc.StreamHandler) grpc.StreamHandler {
 		m.started.Inc()
 
 		err := func() error {
-			md, _ := metadata.FromIncomingContext(stream.Context())
-			if err := c.clients.count(md, true); err != nil {
+			if err := c.clients.count(stream.Context(), true); err != nil {
 				return err
 			}
-			if err := c.gate.EnterStream(md, m.name); err != nil {
+			if err := c.gate.EnterStream(stream.Context(), m.name); err != nil {
 				return err
 			}
 			return inner(srv, counted{stream, m})

@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"context"
 	"sync"
 	"unicode/utf8"
 
@@ -32,9 +33,9 @@ func newClients(f *metric.Family[metric.Counter]) *clients {
 	return c
 }
 
-func (c *clients) count(md metadata.MD, streaming bool) error {
+func (c *clients) count(ctx context.Context, streaming bool) error {
 	version := "unknown"
-	if claims := md.Get("client-api-version"); len(claims) > 0 {
+	if claims := metadata.ValueFromIncomingContext(ctx, "client-api-version"); len(claims) > 0 {
 		version = claims[0]
 	}
 	of, err := c.of(version)

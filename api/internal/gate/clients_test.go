@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -14,9 +15,11 @@ import (
 func TestClientsAreCountedByVersion(t *testing.T) {
 	f := metric.NewFamily(metric.NewCounter, "type", "client_api_version")
 	c := newClients(f)
-	claim := func(version string) metadata.MD { return metadata.Pairs("client-api-version", version) }
-	for _, md := range []metadata.MD{nil, claim("3.7.3"), claim("3.7.3")} {
-		if err := c.count(md, false); err != nil {
+	claim := func(version string) context.Context {
+		return metadata.NewIncomingContext(t.Context(), metadata.Pairs("client-api-version", version))
+	}
+	for _, ctx := range []context.Context{t.Context(), claim("3.7.3"), claim("3.7.3")} {
+		if err := c.count(ctx, false); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -91,21 +91,21 @@ func New(o Options, backend Backend) *Gate {
 const commandBytes = 8
 
 // EnterUnary tells whether this member may answer req at all.
-func (g *Gate) EnterUnary(md metadata.MD, req any) error {
+func (g *Gate) EnterUnary(ctx context.Context, req any) error {
 	s := g.backend.Status()
 	if s.Learner && !learnerAnswers(req) {
 		return fault.LearnerUnsupported
 	}
-	return wantsLeader(md, s)
+	return wantsLeader(ctx, s)
 }
 
 // EnterStream tells whether this member may answer the streaming method at all.
-func (g *Gate) EnterStream(md metadata.MD, method string) error {
+func (g *Gate) EnterStream(ctx context.Context, method string) error {
 	s := g.backend.Status()
 	if s.Learner && method != pb.Maintenance_Snapshot_FullMethodName {
 		return fault.LearnerUnsupported
 	}
-	return wantsLeader(md, s)
+	return wantsLeader(ctx, s)
 }
 
 // learnerAnswers: a learner may lag without knowing, so it answers only who
@@ -122,9 +122,9 @@ func learnerAnswers(req any) bool {
 
 // wantsLeader refuses a client that asks not to be answered by a member which
 // is cut off.
-func wantsLeader(md metadata.MD, s Status) error {
+func wantsLeader(ctx context.Context, s Status) error {
 	if s.Leader == 0 {
-		if wish := md.Get("hasleader"); len(wish) > 0 && wish[0] == "true" {
+		if wish := metadata.ValueFromIncomingContext(ctx, "hasleader"); len(wish) > 0 && wish[0] == "true" {
 			return fault.NoLeader
 		}
 	}

@@ -53,6 +53,7 @@ type Metrics struct {
 	HeartbeatSendFailures *metric.Counter
 	SlowReadIndexes       *metric.Counter
 	FailedReadIndexes     *metric.Counter
+	BatchCommands         *metric.Histogram // commands in one entry of the log
 	SnapshotApplying      *metric.Gauge
 	LearnerPromotions     *metric.Counter
 
@@ -135,6 +136,7 @@ func NewMetrics(extensive bool) *Metrics {
 
 		LeaderChanges: count(), ProposalsPending: gauge(), ProposalsFailed: count(),
 		HeartbeatSendFailures: count(), SlowReadIndexes: count(), FailedReadIndexes: count(),
+		BatchCommands:    metric.NewHistogram(1, 2, 12),
 		SnapshotApplying: gauge(), LearnerPromotions: count(),
 
 		PeerSentBytes:        metric.NewFamily(count, "To"),
@@ -237,6 +239,7 @@ func (m *Metrics) table(v Versions, build string, features []Feature, f Facts) [
 		{"etcd_server_proposals_applied_total", gauge, "Index of the last entry applied here.", float64(f.Status.Applied)},
 		{"etcd_server_proposals_pending", gauge, "Proposals that wait to be committed.", m.ProposalsPending},
 		{"etcd_server_proposals_failed_total", counter, "Proposals that were not committed.", m.ProposalsFailed},
+		{"kvorum_entry_commands", 0, "Commands in one entry of the log.", m.BatchCommands},
 		{"etcd_server_heartbeat_send_failures_total", counter, "Heartbeats that left too late.", m.HeartbeatSendFailures},
 		{"etcd_server_slow_read_indexes_total", counter, "Confirmations of leadership for reads that were slow or failed.", m.SlowReadIndexes},
 		{"etcd_server_read_indexes_failed_total", counter, "Confirmations of leadership for reads that failed.", m.FailedReadIndexes},
