@@ -131,11 +131,20 @@ func wantsLeader(ctx context.Context, s Status) error {
 	return nil
 }
 
+// limited returns ctx with an end: a request must not wait for ever on others.
+// Most clients set one that is nearer, and a second timer would be for nothing.
+func (g *Gate) limited(ctx context.Context) (context.Context, context.CancelFunc) {
+	if end, ok := ctx.Deadline(); ok && time.Until(end) < g.options.Timeout {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, g.options.Timeout)
+}
+
 // View returns the state to read from: as it is here, or, if linear, with all
 // that was committed before the call.
 func (g *Gate) View(ctx context.Context, linear bool) (*state.View, error) {
 	if linear {
-		waiting, cancel := context.WithTimeout(ctx, g.options.Timeout)
+		waiting, cancel := g.limited(ctx)
 		defer cancel()
 		if err := g.backend.Barrier(waiting); err != nil {
 			// A read that its client gave up is told as it is. Nothing hangs on
@@ -197,7 +206,7 @@ func (g *Gate) propose(ctx context.Context, kind state.Kind, req proto.Message) 
 		return state.Outcome{}, fault.RequestTooLarge
 	}
 
-	waiting, cancel := context.WithTimeout(ctx, g.options.Timeout)
+	waiting, cancel := g.limited(ctx)
 	defer cancel()
 	return g.backend.Propose(waiting, command)
 }
