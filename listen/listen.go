@@ -24,6 +24,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/kvorum/kvorum/metric"
 )
 
 // Options tells how to listen. All but Credentials may be left out.
@@ -36,6 +38,9 @@ type Options struct {
 
 	HandshakeTimeout time.Duration // default 10 s
 	PendingMax       int           // callers in handshake at once, half of them from one address; default 4096
+
+	// Received and Sent count the bytes of all callers, those of TLS included.
+	Received, Sent *metric.Counter
 
 	// Rejected hears of each caller that did not get in, and of failures to
 	// accept any (with the address of the socket). It is called from several
@@ -234,6 +239,7 @@ func (l *Listener) accept(socket net.Listener, d door) {
 			continue
 		}
 		rest = restMin
+		c = &counted{Conn: c, received: l.options.Received, sent: l.options.Sent}
 		if !d.secure {
 			l.deliver(c)
 			continue
@@ -311,6 +317,24 @@ func answerPlain(err error) {
 		text.Conn.SetWriteDeadline(time.Now().Add(time.Second))
 		io.WriteString(text.Conn, "HTTP/1.0 400 Bad Request\r\n\r\nthis port speaks https, not http\n")
 	}
+}
+
+// counted is a connection whose bytes are counted.
+type counted struct {
+	net.Conn
+	received, sent *metric.Counter
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.received.Add(uint64(n))
+	return n, err
+}
+
+func (c *counted) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.sent.Add(uint64(n))
+	return n, err
 }
 
 // replay is a connection whose first bytes were read already.

@@ -34,7 +34,8 @@ const drainTimeout = 5 * time.Second
 // fails. Sockets come first, then the directory: a server that cannot start
 // has changed nothing on disk.
 func Run(ctx context.Context, s *config.Server, log *slog.Logger) (err error) {
-	doors, err := openDoors(ctx, s, log)
+	metrics := api.NewMetrics(s.Metrics == "extensive")
+	doors, err := openDoors(ctx, s, metrics, log)
 	if err != nil {
 		return err
 	}
@@ -46,7 +47,6 @@ func Run(ctx context.Context, s *config.Server, log *slog.Logger) (err error) {
 	}
 	defer dir.Close()
 
-	metrics := api.NewMetrics(s.Metrics == "extensive")
 	m, err := openServer(ctx, s, dir, metrics, log)
 	if err != nil {
 		return err
@@ -137,7 +137,7 @@ type doors struct {
 	metrics net.Listener // nil unless metrics have a port of their own
 }
 
-func openDoors(ctx context.Context, s *config.Server, log *slog.Logger) (_ *doors, err error) {
+func openDoors(ctx context.Context, s *config.Server, metrics *api.Metrics, log *slog.Logger) (_ *doors, err error) {
 	credentials, err := clientCredentials(s, log)
 	if err != nil {
 		return nil, err
@@ -146,6 +146,8 @@ func openDoors(ctx context.Context, s *config.Server, log *slog.Logger) (_ *door
 		Credentials:  credentials,
 		ReusePort:    s.ReusePort,
 		ReuseAddress: s.ReuseAddress,
+		Received:     metrics.ClientReceivedBytes,
+		Sent:         metrics.ClientSentBytes,
 		Rejected: func(remote net.Addr, err error) {
 			log.Warn("rejected connection on client endpoint", "remote-addr", fmt.Sprint(remote), "error", err)
 		},
@@ -255,12 +257,12 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 			return nil
 		})
 	}
-	g.Go(func() error { return server.Serve(counting{d.clients.GRPC(), a}) })
+	g.Go(func() error { return server.Serve(d.clients.GRPC()) })
 	g.Go(func() error { return server.Serve(pipe) })
 	if d.http == nil {
-		serveHTTP(web, counting{d.clients.HTTP(), a})
+		serveHTTP(web, d.clients.HTTP())
 	} else {
-		serveHTTP(web, counting{d.http, a})
+		serveHTTP(web, d.http)
 		d.clients.HTTP().Close()
 	}
 	if d.metrics != nil {
@@ -335,17 +337,3 @@ func announce(ctx context.Context, s *config.Server, m *member, log *slog.Logger
 }
 
 func notify(state string) { _, _ = daemon.SdNotify(false, state) } // without systemd nobody listens
-
-// counting counts the bytes of the callers it accepts.
-type counting struct {
-	net.Listener
-	api *api.API
-}
-
-func (c counting) Accept() (net.Conn, error) {
-	conn, err := c.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return c.api.CountBytes(conn), nil
-}
