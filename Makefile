@@ -34,5 +34,14 @@ fuzz: ## every fuzz target, FUZZTIME each
 	@$(GO) test -list '^Fuzz' ./... | awk '/^Fuzz/ {f[n++]=$$1} /^ok/ {for (i=0;i<n;i++) print $$2, f[i]; n=0}' | \
 	while read pkg target; do echo "== $$pkg $$target"; $(GO) test $$pkg -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) || exit 1; done
 
+compat: ## unmodified clients of several versions, and the answers of a real etcd
+	test/compat/run.sh
+
+crash: ## real processes, killed for a while
+	KVORUM_CRASH_SECONDS=$(SECONDS_) $(GO) test ./test/crash -count=1 -timeout 0 -v
+
+bench: ## side by side with etcd: make bench BENCH='-only put,get'
+	$(GO) run ./test/bench $(BENCH)
+
 run: build
 	bin/kvorum server

@@ -270,6 +270,7 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 	}
 
 	g.Go(func() error { return announce(failed, s, m, log) })
+	g.Go(func() error { tuneHeap(memberCtx); return nil })
 
 	select {
 	case <-ctx.Done():
