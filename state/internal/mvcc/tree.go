@@ -4,6 +4,7 @@ import (
 	"math/bits"
 	"slices"
 	"strings"
+	"unsafe"
 )
 
 // tree holds records in the order of their keys. It is persistent: a root that
@@ -21,8 +22,8 @@ type tree struct {
 }
 
 const (
-	leafMax  = 61 // makes a leaf fill 512 bytes
-	innerMax = 35 // and an inner node 1280
+	leafMax  = 61 // with these, both kinds of node fill 512 bytes
+	innerMax = 39
 )
 
 type node interface {
@@ -38,12 +39,32 @@ type leaf struct {
 	record [leafMax]*record
 }
 
+// inner is copied whenever something below it changes, so what hardly ever
+// changes, the keys between its children, is kept apart and shared by copies.
 type inner struct {
 	edit  uint64
-	n     int
-	count [innerMax]uint32 // existing records by child
-	least [innerMax]string // least[i] is above all keys of child i-1 and not above those of child i; least[0] is not used
-	child [innerMax]node
+	n     int32
+	level int32                    // leaves are at level 0
+	least *[innerMax]string        // least[i] is above all keys of child i-1, and not above those of child i; least[0] is not used
+	count [innerMax]uint32         // existing records by child
+	child [innerMax]unsafe.Pointer // to leaves if level is 1, to inner nodes otherwise
+}
+
+// at returns child i.
+func (in *inner) at(i int) node {
+	if in.level == 1 {
+		return (*leaf)(in.child[i])
+	}
+	return (*inner)(in.child[i])
+}
+
+func (in *inner) set(i int, n node) {
+	switch n := n.(type) {
+	case *leaf:
+		in.child[i] = unsafe.Pointer(n)
+	case *inner:
+		in.child[i] = unsafe.Pointer(n)
+	}
 }
 
 func (l *leaf) live() int  { return bits.OnesCount64(l.exists) }
@@ -58,7 +79,7 @@ func (in *inner) live() int {
 	return sum
 }
 func (in *inner) full() bool { return in.n == innerMax }
-func (in *inner) width() int { return in.n }
+func (in *inner) width() int { return int(in.n) }
 
 // find returns the place of key in l, and whether it is there.
 func (l *leaf) find(key string) (int, bool) {
@@ -79,7 +100,7 @@ func (l *leaf) find(key string) (int, bool) {
 
 // find returns the child that key belongs to.
 func (in *inner) find(key string) int {
-	lo, hi := 1, in.n
+	lo, hi := 1, int(in.n)
 	for lo < hi {
 		mid := int(uint(lo+hi) / 2)
 		if in.least[mid] <= key {
@@ -97,16 +118,13 @@ func (t *tree) begin() {
 	t.cost = 0
 }
 
-const (
-	leafBytes  = 512
-	innerBytes = 1280
-)
+const nodeBytes = 512
 
 func (t *tree) ownLeaf(l *leaf) *leaf {
 	if l.edit == t.edit {
 		return l
 	}
-	t.cost += leafBytes
+	t.cost += nodeBytes
 	c := *l
 	c.edit = t.edit
 	return &c
@@ -116,7 +134,7 @@ func (t *tree) ownInner(in *inner) *inner {
 	if in.edit == t.edit {
 		return in
 	}
-	t.cost += innerBytes
+	t.cost += nodeBytes
 	c := *in
 	c.edit = t.edit
 	return &c
@@ -135,10 +153,12 @@ func (t *tree) insert(r *record) {
 		t.root = left
 		return
 	}
-	up := &inner{edit: t.edit, n: 2}
-	up.child[0], up.child[1] = left, right
-	up.count[0], up.count[1] = uint32(left.live()), uint32(right.live())
-	up.least[1] = least
+	up := &inner{edit: t.edit, level: 1, least: new([innerMax]string)}
+	if in, ok := left.(*inner); ok {
+		up.level = in.level + 1
+	}
+	up.insert(0, left, "")
+	up.insert(1, right, least)
 	t.root = up
 }
 
@@ -171,8 +191,8 @@ func (t *tree) insertBelow(n node, r *record) (left, right node, least string) {
 	case *inner:
 		in := t.ownInner(n)
 		i := in.find(r.key)
-		left, right, least := t.insertBelow(in.child[i], r)
-		in.child[i] = left
+		left, right, least := t.insertBelow(in.at(i), r)
+		in.set(i, left)
 		if right == nil {
 			in.count[i]++
 			return in, nil, ""
@@ -186,7 +206,7 @@ func (t *tree) insertBelow(n node, r *record) (left, right node, least string) {
 		if i == innerMax-1 {
 			cut = innerMax - 1
 		}
-		next := &inner{edit: t.edit}
+		next := &inner{edit: t.edit, level: in.level, least: new([innerMax]string)}
 		up := in.moveTail(next, cut)
 		if i+1 > cut {
 			next.insert(i+1-cut, right, least)
@@ -235,29 +255,40 @@ func (l *leaf) moveTail(to *leaf, cut int) {
 func (in *inner) insert(i int, child node, least string) {
 	copy(in.child[i+1:in.n+1], in.child[i:in.n])
 	copy(in.count[i+1:in.n+1], in.count[i:in.n])
-	copy(in.least[i+1:in.n+1], in.least[i:in.n])
-	in.child[i], in.count[i], in.least[i] = child, uint32(child.live()), least
+	in.set(i, child)
+	in.count[i] = uint32(child.live())
+	keys := in.ownLeast()
+	copy(keys[i+1:in.n+1], keys[i:in.n])
+	keys[i] = least
 	in.n++
 }
 
 func (in *inner) remove(i int) {
 	copy(in.child[i:], in.child[i+1:in.n])
 	copy(in.count[i:], in.count[i+1:in.n])
-	copy(in.least[i:], in.least[i+1:in.n])
+	keys := in.ownLeast()
+	copy(keys[i:], keys[i+1:in.n])
 	in.n--
-	in.child[in.n], in.least[in.n] = nil, ""
+	in.child[in.n], keys[in.n] = nil, ""
 }
 
 // moveTail moves the children from cut on into an empty node and returns the
 // key that parts the two.
 func (in *inner) moveTail(to *inner, cut int) string {
-	to.n = copy(to.child[:], in.child[cut:in.n])
+	to.n = int32(copy(to.child[:], in.child[cut:in.n]))
 	copy(to.count[:], in.count[cut:in.n])
 	copy(to.least[:], in.least[cut:in.n])
 	clear(in.child[cut:in.n])
-	clear(in.least[cut+1 : in.n])
-	in.n = cut
+	clear(in.ownLeast()[cut:in.n])
+	in.n = int32(cut)
 	return to.least[0]
+}
+
+// ownLeast makes the keys of in its own before they change.
+func (in *inner) ownLeast() *[innerMax]string {
+	c := *in.least
+	in.least = &c
+	return in.least
 }
 
 // set says whether a record exists from now on. It was otherwise before.
@@ -274,7 +305,7 @@ func (t *tree) setBelow(n node, key string, exists bool) node {
 	case *inner:
 		in := t.ownInner(n)
 		i := in.find(key)
-		in.child[i] = t.setBelow(in.child[i], key, exists)
+		in.set(i, t.setBelow(in.at(i), key, exists))
 		if exists {
 			in.count[i]++
 		} else {
@@ -296,7 +327,7 @@ func (t *tree) remove(key string) {
 		if !ok || in.n > 1 {
 			return
 		}
-		t.root = in.child[0]
+		t.root = in.at(0)
 	}
 }
 
@@ -311,8 +342,7 @@ func (t *tree) removeBelow(n node, key string) node {
 	case *inner:
 		in := t.ownInner(n)
 		i := in.find(key)
-		in.child[i] = t.removeBelow(in.child[i], key)
-		in.count[i] = uint32(in.child[i].live())
+		in.set(i, t.removeBelow(in.at(i), key))
 		t.mend(in, i)
 		return in
 	}
@@ -322,19 +352,19 @@ func (t *tree) removeBelow(n node, key string) node {
 // mend joins a child that has become small with a neighbour if both fit well
 // into one node, and drops it if it is empty.
 func (t *tree) mend(in *inner, i int) {
-	if in.child[i].width() == 0 {
+	if in.at(i).width() == 0 {
 		in.remove(i)
 		return
 	}
-	if i == in.n-1 {
+	if i == int(in.n)-1 {
 		i--
 	}
 	if i < 0 {
 		return
 	}
-	switch left := in.child[i].(type) {
+	switch left := in.at(i).(type) {
 	case *leaf:
-		right := in.child[i+1].(*leaf)
+		right := in.at(i + 1).(*leaf)
 		if left.n+right.n > leafMax/2 {
 			return
 		}
@@ -342,19 +372,20 @@ func (t *tree) mend(in *inner, i int) {
 		copy(left.record[left.n:], right.record[:right.n])
 		left.exists |= right.exists << left.n
 		left.n += right.n
-		in.child[i] = left
+		in.set(i, left)
 	case *inner:
-		right := in.child[i+1].(*inner)
+		right := in.at(i + 1).(*inner)
 		if left.n+right.n > innerMax/2 {
 			return
 		}
 		left = t.ownInner(left)
 		copy(left.child[left.n:], right.child[:right.n])
 		copy(left.count[left.n:], right.count[:right.n])
-		copy(left.least[left.n:], right.least[:right.n])
-		left.least[left.n] = in.least[i+1]
+		keys := left.ownLeast()
+		copy(keys[left.n:], right.least[:right.n])
+		keys[left.n] = in.least[i+1]
 		left.n += right.n
-		in.child[i] = left
+		in.set(i, left)
 	}
 	in.count[i] += in.count[i+1]
 	in.remove(i + 1)
@@ -373,7 +404,7 @@ func rank(n node, key string) int {
 			for _, c := range at.count[:i] {
 				sum += int(c)
 			}
-			n = at.child[i]
+			n = at.at(i)
 		}
 	}
 	return sum
@@ -394,12 +425,12 @@ func existing(n node, rank int, visit func(*record) bool) bool {
 			}
 		}
 	case *inner:
-		for i := range n.n {
+		for i := range int(n.n) {
 			if c := int(n.count[i]); rank >= c {
 				rank -= c
 				continue
 			}
-			if !existing(n.child[i], rank, visit) {
+			if !existing(n.at(i), rank, visit) {
 				return false
 			}
 			rank = 0
@@ -420,8 +451,8 @@ func ascend(n node, key string, visit func(*record) bool) bool {
 			}
 		}
 	case *inner:
-		for i := n.find(key); i < n.n; i++ {
-			if !ascend(n.child[i], key, visit) {
+		for i := n.find(key); i < int(n.n); i++ {
+			if !ascend(n.at(i), key, visit) {
 				return false
 			}
 		}
@@ -450,14 +481,14 @@ func (t *tree) build(records []*record) {
 		level = append(level, l)
 		firsts, lasts = append(firsts, chunk[0].key), append(lasts, chunk[len(chunk)-1].key)
 	}
-	for len(level) > 1 {
+	for height := int32(1); len(level) > 1; height++ {
 		var up []node
 		var upFirsts, upLasts []string
 		for from := 0; from < len(level); from += innerMax * 3 / 4 {
 			to := min(from+innerMax*3/4, len(level))
-			in := &inner{edit: t.edit, n: to - from}
-			for i := range in.n {
-				in.child[i] = level[from+i]
+			in := &inner{edit: t.edit, n: int32(to - from), level: height, least: new([innerMax]string)}
+			for i := range to - from {
+				in.set(i, level[from+i])
 				in.count[i] = uint32(level[from+i].live())
 				if i > 0 {
 					in.least[i] = between(lasts[from+i-1], firsts[from+i])
