@@ -65,24 +65,25 @@ func (r *record) mark(bit uint32) {
 }
 
 // version is one state of a key, from its revision to that of the next. All
-// but the pointers is immutable once a view can see it.
+// but the pointers is immutable once a view can see it. What a get looks at
+// comes first, to lie in one line of the cache.
 type version struct {
 	main    Revision
-	create  Revision
-	version int64 // counts from 1; 0 is a deletion
-	lease   int64
+	version int64                // counts from 1; 0 is a deletion
+	pair    atomic.Pointer[byte] // size bytes, or nil where only the table has them
+	size    uint32
+	lead    uint32 // bytes of the pair before its value
 
 	// prev is the version before, nil for the first and where a sweep cut.
 	// jump leads further back: with it a chain of n versions is searched in
 	// O(log n). It never needs to be followed to where a sweep has been.
 	prev, jump atomic.Pointer[version]
 
-	pair  atomic.Pointer[byte] // size bytes, or nil where only the table has them
-	size  uint32
-	lead  uint32 // bytes of the pair before its value
-	sub   int32
-	depth uint32 // place in the chain, for the length of jumps; may wrap
-	alone bool   // the only change of its revision
+	create Revision
+	lease  int64
+	sub    int32
+	depth  uint32 // place in the chain, for the length of jumps; may wrap
+	alone  bool   // the only change of its revision
 }
 
 func (v *version) deleted() bool { return v.version == 0 }

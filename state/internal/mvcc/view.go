@@ -105,24 +105,37 @@ func (v View) collect(q *pb.RangeRequest, at Revision, answer *Answer) error {
 		answer.Count = int64(v.count(span, at))
 		return nil
 	}
+	if span.one() && !filtered(q) { // nothing to sort or to leave out
+		r := v.store.index.find(q.Key)
+		if r == nil {
+			return nil
+		}
+		x := r.alive(at)
+		if x == nil {
+			return nil
+		}
+		pair, err := v.answer(hit{r, x}, at, q.KeysOnly)
+		answer.Pairs, answer.Count = [][]byte{pair}, 1
+		return err
+	}
 	target, order := q.SortTarget, q.SortOrder
 	if target != pb.RangeRequest_KEY && order == pb.RangeRequest_NONE {
 		order = pb.RangeRequest_ASCEND
 	}
 	backwards := target == pb.RangeRequest_KEY && order == pb.RangeRequest_DESCEND
-	filtered := q.MinModRevision != 0 || q.MaxModRevision != 0 || q.MinCreateRevision != 0 || q.MaxCreateRevision != 0
+	filters := filtered(q)
 
 	// Where order and number are those of the keys, only what is answered is
 	// touched. Otherwise all of the range has to be looked at.
 	limit := int(max(q.Limit, 0))
 	fetch := limit
-	if filtered || target != pb.RangeRequest_KEY {
+	if filters || target != pb.RangeRequest_KEY {
 		fetch = 0
 	}
 	hits, count := v.window(span, at, fetch, backwards)
 	answer.Count = int64(count)
 	answer.More = len(hits) < count
-	if filtered {
+	if filters {
 		hits = slices.DeleteFunc(hits, func(h hit) bool { return !passes(q, h.version) })
 		answer.More = false
 	}
@@ -138,18 +151,25 @@ func (v View) collect(q *pb.RangeRequest, at Revision, answer *Answer) error {
 
 	answer.Pairs = make([][]byte, len(hits))
 	for i, h := range hits {
-		if q.KeysOnly {
-			answer.Pairs[i] = h.lead()
-			continue
-		}
-		pair, err := v.store.load(h.version, at)
-		if err != nil {
+		var err error
+		if answer.Pairs[i], err = v.answer(h, at, q.KeysOnly); err != nil {
 			return err
 		}
-		h.record.mark(markRead)
-		answer.Pairs[i] = pair
 	}
 	return nil
+}
+
+// answer returns the pair of a hit as it is answered.
+func (v View) answer(h hit, at Revision, keysOnly bool) ([]byte, error) {
+	if keysOnly {
+		return h.lead(), nil
+	}
+	h.record.mark(markRead)
+	return v.store.load(h.version, at)
+}
+
+func filtered(q *pb.RangeRequest) bool {
+	return q.MinModRevision != 0 || q.MaxModRevision != 0 || q.MinCreateRevision != 0 || q.MaxCreateRevision != 0
 }
 
 // hit is a key in a range and what it holds.
