@@ -9,22 +9,21 @@ import (
 )
 
 // sweep removes what a compaction has made superfluous. It visits the records
-// that have something to lose, which the writer has listed, cuts their chains
-// and deletes the rows behind the cut. All of it runs beside the writer, whose
-// lock it takes only to hand records back and to unlink keys that are gone,
-// a few at a time.
+// that have something to lose, which the writer has listed, cuts their chains,
+// and then deletes the rows of what was cut. All of it runs beside the writer,
+// whose lock it takes only to hand records back and to unlink keys that are
+// gone, a few at a time.
+//
+// Rows are deleted in their order, so a key's older versions go before the
+// deletion that hides them: no crash on the way brings a key back to life.
 type sweep struct {
 	target  Revision   // what it is done for; 0 between sweeps
 	work    []*record  // still to visit
 	visited []visited  // to be settled with the writer
-	cut     []cut      // whose rows are still to be deleted
-	rows    []sweptRow // to be deleted by this step
+	cut     []*version // newest of chains whose rows are still to be noted
+	rows    []sweptRow // to be deleted once all are noted
+	sorted  bool       // they are all noted, and in order
 }
-
-// cut is a chain that was cut off: versions behind one that stays or behind a
-// grave. A grave's row goes last: were it gone before the others, a crash
-// would bring the key back to life.
-type cut struct{ rest, grave *version }
 
 type visited struct {
 	record *record
@@ -33,8 +32,8 @@ type visited struct {
 
 type sweptRow struct {
 	at    Position
+	bytes uint32
 	alone bool
-	bytes int64
 }
 
 // settleAt bounds how long a writer may have to wait for a sweep.
@@ -63,23 +62,28 @@ func (s *Store) Sweep(compacted Revision, budget int) (more bool, err error) {
 		s.writer.Unlock()
 	}
 
-	for budget > 0 && (len(sw.work) > 0 || len(sw.cut) > 0 || len(sw.visited) > 0) {
+	for budget > 0 && !sw.sorted {
 		switch {
 		case len(sw.cut) > 0:
-			budget -= s.collect(budget)
-		case len(sw.visited) >= settleAt || len(sw.work) == 0:
+			budget -= s.note(budget)
+		case len(sw.visited) >= settleAt || len(sw.work) == 0 && len(sw.visited) > 0:
 			s.settle()
-		default:
+		case len(sw.work) > 0:
 			last := len(sw.work) - 1
 			r := sw.work[last]
 			sw.work[last] = nil
 			sw.work = sw.work[:last]
 			s.visit(r)
 			budget--
+		default:
+			slices.SortFunc(sw.rows, func(a, b sweptRow) int { return a.at.compare(b.at) })
+			sw.sorted = true
 		}
 	}
-	more = len(sw.work) > 0 || len(sw.cut) > 0 || len(sw.visited) > 0
-	return more, s.commitSweep(!more)
+	if !sw.sorted {
+		return true, nil
+	}
+	return s.deleteRows(budget)
 }
 
 // visit cuts a chain behind what is still needed.
@@ -98,7 +102,7 @@ func (s *Store) visit(r *record) {
 		}
 		if rest := v.prev.Swap(nil); rest != nil {
 			v.jump.Store(nil)
-			sw.cut = append(sw.cut, cut{rest: rest})
+			sw.cut = append(sw.cut, rest)
 		}
 	}
 	sw.visited = append(sw.visited, seen)
@@ -115,7 +119,7 @@ func (s *Store) settle() {
 	for _, seen := range sw.visited {
 		r := seen.record
 		if seen.grave != nil {
-			sw.cut = append(sw.cut, cut{seen.grave.prev.Swap(nil), seen.grave})
+			sw.cut = append(sw.cut, seen.grave)
 			next := r.oldestAbove(seen.grave.main)
 			if next == nil {
 				s.index.remove(r)
@@ -155,81 +159,70 @@ func (r *record) oldestAbove(at Revision) *version {
 	}
 }
 
-// collect takes versions off a chain that was cut, and notes their rows.
-func (s *Store) collect(budget int) int {
+// note takes versions off a chain that was cut and notes their rows.
+func (s *Store) note(budget int) int {
 	sw := &s.sweep
 	last := len(sw.cut) - 1
-	c := &sw.cut[last]
+	v := sw.cut[last]
 	n := 0
-	for ; c.rest != nil && n < budget; n++ {
-		v := c.rest
-		c.rest = v.prev.Swap(nil)
-		s.drop(v)
+	for ; v != nil && n < budget; n++ {
+		sw.rows = append(sw.rows, sweptRow{v.at(), uint32(v.bytes()), v.alone})
+		s.forget(v)
+		// What was kept may jump to here, and must not hold on to the rest.
+		v.jump.Store(nil)
+		v = v.prev.Swap(nil)
 	}
-	if c.rest == nil {
-		if c.grave != nil {
-			s.drop(c.grave)
-		}
-		*c = cut{}
+	sw.cut[last] = v
+	if v == nil {
 		sw.cut = sw.cut[:last]
 	}
-	return n + 1
+	return n
 }
 
-// drop notes the row of a version that nobody needs.
-func (s *Store) drop(v *version) {
-	s.sweep.rows = append(s.sweep.rows, sweptRow{v.at(), v.alone, v.bytes()})
-	s.forget(v)
-	// What was kept may jump to here, and must not hold on to the rest.
-	v.jump.Store(nil)
-}
-
-// commitSweep deletes the rows that were collected. Rows that follow each
-// other are deleted by one range, if they are many: each range costs those
-// who read.
-func (s *Store) commitSweep(done bool) error {
+// deleteRows deletes rows that were noted, about as many as budget says. Rows
+// that follow each other are deleted by one range, if they are many: each
+// range costs those who read.
+func (s *Store) deleteRows(budget int) (more bool, err error) {
 	const many = 64
 	sw := &s.sweep
-	if len(sw.rows) == 0 && !done {
-		return nil
-	}
 	batch := s.rows.Batch()
 	defer batch.Close()
-	slices.SortFunc(sw.rows, func(a, b sweptRow) int { return a.at.compare(b.at) })
 
 	var bytes int64
 	var from, to [rowKeyBytes]byte
-	for rows := sw.rows; len(rows) > 0; {
+	for budget > 0 && len(sw.rows) > 0 {
 		n := 1
-		for n < len(rows) && follows(rows[n-1], rows[n]) {
+		for n < len(sw.rows) && follows(sw.rows[n-1], sw.rows[n]) {
 			n++
 		}
 		if n >= many {
-			end := rows[n-1].at
+			end := sw.rows[n-1].at
 			end.Sub++
-			batch.DeleteRange(appendRowKey(from[:0], rows[0].at), appendRowKey(to[:0], end))
+			batch.DeleteRange(appendRowKey(from[:0], sw.rows[0].at), appendRowKey(to[:0], end))
 		}
-		for _, r := range rows[:n] {
+		for _, r := range sw.rows[:n] {
 			if n < many {
 				batch.Delete(appendRowKey(from[:0], r.at))
+				budget--
 			}
-			bytes += r.bytes
+			bytes += int64(r.bytes)
 		}
-		rows = rows[n:]
+		budget--
+		sw.rows = sw.rows[n:]
 	}
+	done := len(sw.rows) == 0
 	if done {
 		batch.Set(sweptKey, binary.BigEndian.AppendUint64(nil, uint64(sw.target)))
 	}
 	if err := batch.Commit(); err != nil {
-		return fmt.Errorf("mvcc: sweep: %w", err)
+		return false, fmt.Errorf("mvcc: sweep: %w", err)
 	}
 	s.bytes.Add(-bytes)
-	sw.rows = sw.rows[:0]
 	if done {
 		s.swept.Store(int64(sw.target))
-		*sw = sweep{rows: sw.rows}
+		*sw = sweep{}
 	}
-	return nil
+	return !done, nil
 }
 
 // follows tells whether no row can lie between two.
