@@ -65,7 +65,7 @@ const flushBytes = 32 << 20
 func openMember(o memberOptions) (_ *member, err error) {
 	broken := make(chan error, 1)
 	machine, err := state.Open(state.Options{
-		FS:              o.FS,
+		FS:              markersLast{o.FS},
 		Dir:             o.TableDir,
 		ValueCacheBytes: o.ValueCache,
 		Cluster:         state.ClusterID(o.Cluster),
