@@ -8,6 +8,7 @@ import (
 	"go.etcd.io/raft/v3/tracker"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/kvorum/kvorum/fault"
 	"github.com/kvorum/kvorum/replica/internal/raftlog"
 )
 
@@ -94,6 +95,20 @@ type Applied struct {
 // Apply applies the entries of raft's messages, as few calls of the machine as
 // possible, and appends an Applied for each message to done.
 func (a *Applier[R]) Apply(messages []*pb.Message, done []Applied) ([]Applied, error) {
+	done, err := a.apply(messages, done)
+	if err != nil {
+		// Whether these commands are executed shows when the member starts again.
+		for _, who := range a.waiting {
+			if who != nil {
+				who.fail(a.pending, fault.Stopped)
+			}
+		}
+		a.waiting = nil
+	}
+	return done, err
+}
+
+func (a *Applier[R]) apply(messages []*pb.Message, done []Applied) ([]Applied, error) {
 	first := len(done)
 	for _, m := range messages {
 		var changes []Change

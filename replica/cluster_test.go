@@ -52,9 +52,11 @@ type list struct {
 	m       *member
 	now     listState
 	disk    listState
+	flushed listState            // what the next flush writes
 	staged  map[uint64]listState // snapshots that have arrived
 	lazy    bool
 	refused int
+	broken  bool // Restore fails
 }
 
 type listState struct {
@@ -106,12 +108,20 @@ func (l *list) Apply(entries []Entry) ([]int, error) {
 	return results, nil
 }
 
+// flush makes durable what was there at the last flush: the disk is behind.
+func (l *list) flush() {
+	if l.flushed.applied > l.disk.applied {
+		l.disk = l.flushed
+	}
+	l.flushed = l.now
+}
+
 func (l *list) Applied() (uint64, uint64) { return l.now.applied, l.disk.applied }
 func (l *list) Configuration() []byte     { return l.now.members }
 
 func (l *list) Restore(m Mark) error {
 	s, ok := l.staged[m.Index]
-	if !ok {
+	if !ok || l.broken {
 		return errors.New("no such snapshot")
 	}
 	l.now, l.disk = s, s

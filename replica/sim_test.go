@@ -137,7 +137,7 @@ func (s *sim) act() {
 	case chance < 960:
 		s.begin(m, "", m.step.Barrier())
 	case chance < 970:
-		m.machine.disk = m.machine.now
+		m.machine.flush()
 	case chance < 975:
 		to := s.any()
 		s.cut[[2]uint64{m.id, to.id}] = true
