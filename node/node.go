@@ -221,7 +221,6 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 		grpc.MaxSendMsgSize(math.MaxInt32),
 		grpc.MaxConcurrentStreams(s.MaxConcurrentStreams),
 		grpc.NumStreamWorkers(512),
-		grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: s.KeepAliveMinTime}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: s.KeepAliveInterval, Timeout: s.KeepAliveTimeout}),
 	)

@@ -57,9 +57,6 @@ func (s *sum) Applied() (applied, durable uint64) { return s.now.applied, s.dura
 func (s *sum) Configuration() []byte              { return s.now.members }
 func (s *sum) Restore(m Mark) error               { return errors.New("no snapshot") }
 
-// crash loses what is not durable.
-func (s *sum) crash() *sum { return &sum{now: s.durable, durable: s.durable, lazy: s.lazy} }
-
 func number(n uint64) []byte { return binary.LittleEndian.AppendUint64(nil, n) }
 
 // start runs a member until the test ends, or until stop is called.

@@ -440,8 +440,7 @@ func TestPowerLoss(t *testing.T) {
 			t.Fatalf("KVORUM_WAL_SEED=%d round %d: %s: %v", seed, round, what, err)
 		}
 
-		var second func(crash)
-		second = func(c crash) {
+		second := func(c crash) {
 			states++
 			s, d := c.expected, c.disk()
 			if err := s.open(d); err != nil {
