@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/kvorum/kvorum/fault"
 	"github.com/kvorum/kvorum/state"
 )
 
@@ -39,3 +40,5 @@ func hashes(t testing.TB, m *state.Machine) string {
 	return fmt.Sprintf("index %d revision %d compacted %d kv %08x all %016x configuration %q",
 		v.Index, v.Revision, v.Compacted, kv.Hash, v.Checksum, v.Configuration)
 }
+
+var errCompacted = fault.Compacted

@@ -150,10 +150,11 @@ type Writer struct {
 	store *Store
 	rows  Rows
 
-	root    node // at Begin
-	exact   Revision
-	changed Revision // of the tree for the first time, 0 if it was not
-	pending []pending
+	root      node // at Begin
+	exact     Revision
+	committed Revision
+	changed   Revision // of the tree for the first time, 0 if it was not
+	pending   []pending
 }
 
 // Rows takes the rows of history that a batch adds, in order.
@@ -175,7 +176,7 @@ type pending struct {
 func (s *Store) Begin(rows Rows) *Writer {
 	s.writer.Lock()
 	s.writer.tree.begin()
-	return &Writer{store: s, rows: rows, root: s.writer.tree.root, exact: s.writer.exact}
+	return &Writer{store: s, rows: rows, root: s.writer.tree.root, exact: s.writer.exact, committed: s.writer.revision}
 }
 
 // Revision of the store after the last sealed change.
@@ -299,9 +300,6 @@ func (w *Writer) DeleteRange(span Span, each func(key []byte, p Pair) error) (in
 }
 
 func (w *Writer) push(r *record, v *version) {
-	if w.store.resident.Load() > w.store.options.ResidentBytes {
-		w.store.forget(r.head.Load()) // what is replaced is read least, and goes first
-	}
 	r.push(v)
 	if r.marks.Load()&markDirty == 0 {
 		r.marks.Or(markDirty)
@@ -333,6 +331,7 @@ func (w *Writer) Seal(events []Event) []Event {
 		flags = rowAlone
 		w.pending[0].version.alone = true
 	}
+	full := s.resident.Load() > s.options.ResidentBytes
 	var bytes, resident int64
 	var keyBuf [rowKeyBytes]byte
 	var headBuf [rowHeadBytes]byte
@@ -347,6 +346,11 @@ func (w *Writer) Seal(events []Event) []Event {
 		if p.before != nil {
 			e.Before = p.before.at()
 			e.Previous = p.before.resident()
+			// What is replaced is read least and goes first. The table must
+			// have it by now, for transactions of this batch may still read it.
+			if full && p.before.main <= w.committed {
+				s.forget(p.before)
+			}
 		}
 		w.rows.Append(appendRowKey(keyBuf[:0], v.at()), appendRowHead(headBuf[:0], f, e.Before), p.pair)
 		bytes += v.bytes()

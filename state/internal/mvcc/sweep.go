@@ -83,7 +83,10 @@ func (s *Store) Sweep(compacted Revision, budget int) (more bool, err error) {
 	if !sw.sorted {
 		return true, nil
 	}
-	return s.deleteRows(budget)
+	if err := s.deleteRows(budget); err != nil {
+		return false, fmt.Errorf("mvcc: sweep: %w", err)
+	}
+	return s.Swept() < compacted, nil // compaction may have gone on meanwhile
 }
 
 // visit cuts a chain behind what is still needed.
@@ -182,7 +185,7 @@ func (s *Store) note(budget int) int {
 // deleteRows deletes rows that were noted, about as many as budget says. Rows
 // that follow each other are deleted by one range, if they are many: each
 // range costs those who read.
-func (s *Store) deleteRows(budget int) (more bool, err error) {
+func (s *Store) deleteRows(budget int) error {
 	const many = 64
 	sw := &s.sweep
 	batch := s.rows.Batch()
@@ -215,14 +218,14 @@ func (s *Store) deleteRows(budget int) (more bool, err error) {
 		batch.Set(sweptKey, binary.BigEndian.AppendUint64(nil, uint64(sw.target)))
 	}
 	if err := batch.Commit(); err != nil {
-		return false, fmt.Errorf("mvcc: sweep: %w", err)
+		return err
 	}
 	s.bytes.Add(-bytes)
 	if done {
 		s.swept.Store(int64(sw.target))
 		*sw = sweep{}
 	}
-	return !done, nil
+	return nil
 }
 
 // follows tells whether no row can lie between two.
