@@ -30,7 +30,7 @@ type member struct {
 	replica *replica.Replica[state.Outcome]
 	applied *applied
 	swept   *news
-	broken  <-chan error // the table failed where nobody was waiting
+	broken  failure
 }
 
 type memberOptions struct {
@@ -62,16 +62,36 @@ type memberOptions struct {
 // bounds the log that a restart replays and that the disk holds.
 const flushBytes = 32 << 20
 
-func openMember(o memberOptions) (_ *member, err error) {
-	broken := make(chan error, 1)
+// openMember opens a member, which run has to close. If the table fails then
+// or later, nothing waits for what needs it, and the process has to end.
+func openMember(o memberOptions) (*member, error) {
+	type opened struct {
+		member *member
+		err    error
+	}
+	broken := make(failure, 1)
+	done := make(chan opened, 1)
+	go func() {
+		m, err := assemble(o, broken)
+		done <- opened{m, err}
+	}()
+	select {
+	case d := <-done:
+		return d.member, d.err
+	case err := <-broken:
+		return nil, err
+	}
+}
+
+func assemble(o memberOptions, broken failure) (_ *member, err error) {
 	machine, err := state.Open(state.Options{
-		FS:              markersLast{o.FS},
+		FS:              tableFS{o.FS, broken},
 		Dir:             o.TableDir,
 		ValueCacheBytes: o.ValueCache,
 		Cluster:         state.ClusterID(o.Cluster),
 		Member:          state.MemberID(o.ID),
 		Log:             func(line string) { o.Log.Debug(line) },
-		Broken:          func(err error) { broken <- err }, // called once
+		Broken:          broken.tell,
 	})
 	if err != nil {
 		return nil, err
@@ -137,18 +157,21 @@ func (m *member) slowApply(took time.Duration, entries int) {
 // run runs the member until ctx ends or something fails. It closes what
 // openMember opened.
 func (m *member) run(ctx context.Context) error {
+	ended := make(chan error, 1)
+	go func() { ended <- m.work(ctx) }()
+	select {
+	case err := <-ended:
+		return err
+	case err := <-m.broken:
+		return err
+	}
+}
+
+func (m *member) work(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.replica.Run(ctx) })
 	g.Go(func() error { return m.sweep(ctx) })
 	g.Go(func() error { return m.flush(ctx) })
-	g.Go(func() error {
-		select {
-		case <-ctx.Done():
-			return nil
-		case err := <-m.broken:
-			return err
-		}
-	})
 	err := g.Wait()
 	if err == nil {
 		err = m.machine.Flush() // the next start has nothing to replay
