@@ -475,7 +475,10 @@ func (r *Replica[R]) publish(all bool) {
 	m.Committed.Set(int64(next.Commit))
 	m.Applied.Set(int64(next.Applied))
 	m.Pending.Set(r.pending.commands.Load())
-	if prev == nil || prev.Leader != next.Leader {
+	if prev == nil && next.Leader != 0 || prev != nil && prev.Leader != next.Leader {
+		if r.o.Logger != nil {
+			r.o.Logger.Info("leader changed", "leader", fmt.Sprintf("%x", next.Leader), "term", next.Term)
+		}
 		if next.Leader != 0 {
 			r.elected.Store(r.ticks.Load())
 			m.LeaderChanges.Inc()

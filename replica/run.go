@@ -37,6 +37,9 @@ type raftLoop[R any] struct {
 	readers   []reading[R] // answered, but not yet applied that far
 	commands  [][]byte
 	ticked    time.Time
+
+	appendedAt uint64 // tick of the last append
+	unsettled  bool   // there was one since the log was settled
 }
 
 // reading is those who wait for a read round.
@@ -124,8 +127,13 @@ func (r *Replica[R]) tick(now time.Time) {
 	}
 	l.ticked = now
 	r.core.Tick()
-	if n := r.ticks.Add(1); n%uint64(r.o.Core.ElectionTicks) == 0 {
+	n := r.ticks.Add(1)
+	if n%uint64(r.o.Core.ElectionTicks) == 0 {
 		r.sweep(n)
+	}
+	if l.unsettled && n-l.appendedAt >= uint64(r.o.Core.ElectionTicks) {
+		l.unsettled = false
+		r.appends.put(settle)
 	}
 }
 
@@ -200,7 +208,10 @@ func (r *Replica[R]) dispatch() {
 	if len(w.Messages) > 0 {
 		r.o.Transport.Send(w.Messages)
 	}
-	r.appends.put(w.Appends...)
+	if len(w.Appends) > 0 {
+		l.appendedAt, l.unsettled = r.ticks.Load(), true
+		r.appends.put(w.Appends...)
+	}
 	for _, m := range w.Applies {
 		r.applies.put(applyJob{message: m})
 	}
@@ -404,6 +415,24 @@ func (r *Replica[R]) sweep(tick uint64) {
 	r.mu.in.proposals = stay(r.mu.in.proposals, true)
 }
 
+// settle stands in the queue of appends where the log has been idle for a
+// while.
+var settle = new(pb.Message)
+
+// settle takes the marks to settle out of jobs. If nothing else waits, it has
+// the log write down that all of it was synced, so that damage to its very end
+// will not look like a torn write.
+func (r *Replica[R]) settle(jobs []*pb.Message) ([]*pb.Message, error) {
+	rest := slices.DeleteFunc(jobs, func(m *pb.Message) bool { return m == settle })
+	if len(rest) > 0 {
+		return rest, nil
+	}
+	if err := r.log.Settle(); err != nil {
+		return nil, fmt.Errorf("replica: %w", err)
+	}
+	return rest, nil
+}
+
 // The append loop owns the log's files: whatever is queued becomes one write
 // and one sync.
 func (r *Replica[R]) appendLoop(ctx context.Context) error {
@@ -412,6 +441,10 @@ func (r *Replica[R]) appendLoop(ctx context.Context) error {
 		var ok bool
 		if jobs, ok = r.appends.take(jobs); !ok {
 			return nil
+		}
+		var err error
+		if jobs, err = r.settle(jobs); err != nil {
+			return err
 		}
 		restores, err := r.write(jobs)
 		if err != nil {
@@ -434,6 +467,9 @@ func (r *Replica[R]) appendLoop(ctx context.Context) error {
 // in the log then, and the apply loop restores it behind all that is queued
 // there; of several only the newest still matters.
 func (r *Replica[R]) write(jobs []*pb.Message) (restores bool, err error) {
+	if len(jobs) == 0 {
+		return false, nil
+	}
 	if err := r.log.Append(jobs); err != nil {
 		return false, fmt.Errorf("replica: %w", err)
 	}

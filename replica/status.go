@@ -92,7 +92,8 @@ func (c *Core) Status(all bool) Status {
 	return s
 }
 
-// raftLogger gives raft's own messages to a slog.Logger.
+// raftLogger gives raft's own messages to a slog.Logger. What raft finds worth
+// telling of its elections is detail here: that the leader changed is told once.
 type raftLogger struct{ l *slog.Logger }
 
 func (r raftLogger) log(level slog.Level, text func() string) {
@@ -111,8 +112,8 @@ func (r raftLogger) sayf(level slog.Level, format string, v []any) {
 
 func (r raftLogger) Debug(v ...any)                   { r.say(slog.LevelDebug, v) }
 func (r raftLogger) Debugf(format string, v ...any)   { r.sayf(slog.LevelDebug, format, v) }
-func (r raftLogger) Info(v ...any)                    { r.say(slog.LevelInfo, v) }
-func (r raftLogger) Infof(format string, v ...any)    { r.sayf(slog.LevelInfo, format, v) }
+func (r raftLogger) Info(v ...any)                    { r.say(slog.LevelDebug, v) }
+func (r raftLogger) Infof(format string, v ...any)    { r.sayf(slog.LevelDebug, format, v) }
 func (r raftLogger) Warning(v ...any)                 { r.say(slog.LevelWarn, v) }
 func (r raftLogger) Warningf(format string, v ...any) { r.sayf(slog.LevelWarn, format, v) }
 func (r raftLogger) Error(v ...any)                   { r.say(slog.LevelError, v) }

@@ -50,7 +50,11 @@ func (s *Stepper[R]) Append() (bool, error) {
 	if len(q.items) == 0 {
 		return false, nil
 	}
+	var err error
 	s.jobs, _ = q.take(s.jobs)
+	if s.jobs, err = s.r.settle(s.jobs); err != nil {
+		return true, err
+	}
 	restores, err := s.r.write(s.jobs)
 	if err != nil {
 		return true, err

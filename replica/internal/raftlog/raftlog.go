@@ -335,6 +335,10 @@ func (l *Log) Release(durable uint64) error {
 	return l.wal.Release(l.places[0].position)
 }
 
+// Settle has the log say of itself that all of it is synced. It is for the
+// caller of Append, when nothing is left to append.
+func (l *Log) Settle() error { return l.wal.Settle() }
+
 // Close writes down the last commit index and closes the files.
 func (l *Log) Close() error {
 	l.reset()
