@@ -108,7 +108,7 @@ func putOf(m *pb.PutRequest) put {
 func parsePut(b []byte) (p put, ok bool) {
 	for len(b) > 0 {
 		field, kind, n := protowire.ConsumeTag(b)
-		if n < 0 {
+		if n < 0 || field > protowire.MaxValidNumber {
 			return p, false
 		}
 		b = b[n:]

@@ -17,12 +17,12 @@ import (
 	"github.com/kvorum/kvorum/state"
 )
 
-// TestScripts plays testdata on a machine in memory and on one on disk.
+// TestScripts plays testdata/scripts on a machine in memory and on one on disk.
 //
 // A line of input is a command, or several joined by ; to be one entry. What
 // begins with a slash is done to the machine rather than applied by it.
 func TestScripts(t *testing.T) {
-	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+	datadriven.Walk(t, "testdata/scripts", func(t *testing.T, path string) {
 		for _, disk := range []bool{false, true} {
 			s := &script{t: t, bed: newBed(t, disk)}
 			datadriven.RunTest(t, path, s.run)

@@ -11,8 +11,7 @@ import (
 )
 
 // Open rebuilds the keys from a table, whose revision and compacted revision
-// the caller has read. The newest values stay in memory as far as there is
-// room.
+// the caller has read. Values come to memory when they are first read.
 func Open(rows table.Table, revision, compacted Revision, o Options) (*Store, error) {
 	if o.ResidentBytes == 0 {
 		o.ResidentBytes = 256 << 20
@@ -90,13 +89,7 @@ func (l *loader) add(key, value []byte) error {
 		s.index.insert(rec)
 		l.records = append(l.records, rec)
 	} else {
-		s.forget(rec.head.Load())
 		rec.push(v)
-	}
-	if s.resident.Load()+int64(v.size) <= s.options.ResidentBytes {
-		pair := append(make([]byte, 0, len(r.pair)), r.pair...)
-		v.pair.Store(&pair[0])
-		s.resident.Add(int64(v.size))
 	}
 	s.bytes.Add(v.bytes())
 	return nil

@@ -76,7 +76,8 @@ func (s *Store) load(v *version, at Revision) ([]byte, error) {
 		return nil, fmt.Errorf("mvcc: read revision %d: %w", v.main, errRow)
 	}
 	pair := value[rowHeadBytes:]
-	if s.resident.Load()+int64(v.size) <= s.options.ResidentBytes && v.pair.CompareAndSwap(nil, &pair[0]) {
+	// A little beyond the budget: the writer's eviction then makes room.
+	if s.resident.Load() <= s.options.ResidentBytes && v.pair.CompareAndSwap(nil, &pair[0]) {
 		s.resident.Add(int64(v.size))
 		// A sweep that cut v off has been here before, or finds the floor
 		// above this view.
@@ -383,6 +384,9 @@ func (w *Writer) Publish() View {
 		s.past.push(&pastRoot{root: w.root, from: w.exact, to: to, bytes: s.writer.tree.cost}, s.options.HistoryBytes)
 	}
 	view := s.view()
+	for _, v := range w.cold {
+		s.forget(v)
+	}
 	s.evict()
 	s.writer.Unlock()
 	return view
