@@ -151,11 +151,11 @@ type Writer struct {
 	store *Store
 	rows  Rows
 
-	root      node // at Begin
-	exact     Revision
-	committed Revision
-	changed   Revision // of the tree for the first time, 0 if it was not
-	pending   []pending
+	root    node // at Begin
+	exact   Revision
+	changed Revision // of the tree for the first time, 0 if it was not
+	pending []pending
+	cold    []*version // leave memory once the table has them
 }
 
 // Rows takes the rows of history that a batch adds, in order.
@@ -177,7 +177,7 @@ type pending struct {
 func (s *Store) Begin(rows Rows) *Writer {
 	s.writer.Lock()
 	s.writer.tree.begin()
-	return &Writer{store: s, rows: rows, root: s.writer.tree.root, exact: s.writer.exact, committed: s.writer.revision}
+	return &Writer{store: s, rows: rows, root: s.writer.tree.root, exact: s.writer.exact}
 }
 
 // Revision of the store after the last sealed change.
@@ -332,7 +332,6 @@ func (w *Writer) Seal(events []Event) []Event {
 		flags = rowAlone
 		w.pending[0].version.alone = true
 	}
-	full := s.resident.Load() > s.options.ResidentBytes
 	var bytes, resident int64
 	var keyBuf [rowKeyBytes]byte
 	var headBuf [rowHeadBytes]byte
@@ -347,11 +346,12 @@ func (w *Writer) Seal(events []Event) []Event {
 		if p.before != nil {
 			e.Before = p.before.at()
 			e.Previous = p.before.resident()
-			// What is replaced is read least and goes first. The table must
-			// have it by now, for transactions of this batch may still read it.
-			if full && p.before.main <= w.committed {
-				s.forget(p.before)
-			}
+			w.cold = append(w.cold, p.before)
+		}
+		// Memory is for what is read. What is replaced, or what nobody has
+		// asked for yet, is with the table, once the batch is committed.
+		if p.record.marks.Load()&markRead == 0 {
+			w.cold = append(w.cold, v)
 		}
 		w.rows.Append(appendRowKey(keyBuf[:0], v.at()), appendRowHead(headBuf[:0], f, e.Before), p.pair)
 		bytes += v.bytes()
