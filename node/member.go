@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -62,6 +63,14 @@ type memberOptions struct {
 // bounds the log that a restart replays and that the disk holds.
 const flushBytes = 32 << 20
 
+// A follower that is behind by less than keepBytes is sent entries, not the
+// whole state. Small segments let go of the rest soon.
+const (
+	keepBytes     = 32 << 20
+	segmentBytes  = 16 << 20
+	memtableBytes = 16 << 20
+)
+
 // openMember opens a member, which run has to close. If the table fails then
 // or later, nothing waits for what needs it, and the process has to end.
 func openMember(o memberOptions) (*member, error) {
@@ -88,6 +97,7 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 		FS:              tableFS{o.FS, broken},
 		Dir:             o.TableDir,
 		ValueCacheBytes: o.ValueCache,
+		MemtableBytes:   memtableBytes,
 		Cluster:         state.ClusterID(o.Cluster),
 		Member:          state.MemberID(o.ID),
 		Log:             func(line string) { o.Log.Debug(line) },
@@ -120,7 +130,7 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 		ID: o.ID,
 		Log: replica.LogOptions{
 			WAL: wal.Options{
-				FS: o.FS, Dir: o.LogDir, Identity: owner, UnsafeNoSync: o.NoSync, SegmentBytes: o.LogSegmentSize,
+				FS: o.FS, Dir: o.LogDir, Identity: owner, UnsafeNoSync: o.NoSync, SegmentBytes: cmp.Or(o.LogSegmentSize, segmentBytes),
 				Metrics: wal.Metrics{
 					SyncSeconds:  o.Metrics.LogSyncSeconds,
 					WriteSeconds: o.Metrics.LogWriteSeconds,
@@ -129,6 +139,7 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 			},
 			Fresh:       o.Fresh,
 			KeepEntries: o.KeepEntries,
+			KeepBytes:   keepBytes,
 		},
 		Core:     replica.CoreOptions{ElectionTicks: o.ElectionTicks, NoPreVote: o.NoPreVote},
 		Tick:     o.Tick,
