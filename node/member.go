@@ -93,6 +93,12 @@ func openMember(o memberOptions) (*member, error) {
 }
 
 func assemble(o memberOptions, broken failure) (_ *member, err error) {
+	if !o.Fresh {
+		// Said before anything is opened: what is opened may write.
+		if files, err := o.FS.List(o.LogDir); errors.Is(err, os.ErrNotExist) || err == nil && len(files) == 0 {
+			return nil, fmt.Errorf("there is nothing in %s: if it is on a disk that is not mounted, mount it; else this member has lost its log and must not vote under its identity; remove it from the cluster and add it again with an empty data directory", o.LogDir)
+		}
+	}
 	machine, err := state.Open(state.Options{
 		FS:              tableFS{o.FS, broken},
 		Dir:             o.TableDir,
@@ -101,10 +107,10 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 		Cluster:         state.ClusterID(o.Cluster),
 		Member:          state.MemberID(o.ID),
 		Log:             func(line string) { o.Log.Debug(line) },
-		Broken:          broken.tell,
+		Broken:          func(err error) { broken.tell(damaged(o.TableDir, err)) },
 	})
 	if err != nil {
-		return nil, err
+		return nil, damaged(o.TableDir, err)
 	}
 	defer func() {
 		if err != nil {
@@ -158,6 +164,11 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 		return nil, err
 	}
 	return m, nil
+}
+
+// damaged says what to do about a table that cannot be read.
+func damaged(dir string, err error) error {
+	return fmt.Errorf("read the table in %s: %w: put the right files back, or remove this member from the cluster and add it again with an empty data directory", dir, err)
 }
 
 func (m *member) slowApply(took time.Duration, entries int) {

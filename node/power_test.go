@@ -614,6 +614,10 @@ func TestLostLogIsRefused(t *testing.T) {
 	if err := mem.RemoveAll(logDir); err != nil {
 		t.Fatal(err)
 	}
+	before := mem.String()
+	if _, err := openMember(testOptions(mem, false, keepFew)); err == nil || mem.String() != before {
+		t.Errorf("a start without the log was not refused, or changed something: %v\n%s", err, mem)
+	}
 	for _, fresh := range []bool{false, true} { // also where the identity says it never started
 		_, err = openMember(testOptions(mem, fresh, keepFew))
 		if err == nil || !strings.Contains(err.Error(), "has lost its log") || !strings.Contains(err.Error(), "add it again") {

@@ -22,7 +22,7 @@ import (
 // patience is for what should take no time, on a machine that has other work.
 const patience = 30 * time.Second
 
-var binary string
+var kvorum string
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
@@ -36,8 +36,8 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		binary = filepath.Join(dir, "kvorum")
-		build := exec.Command("go", "build", "-o", binary, "github.com/kvorum/kvorum/cmd/kvorum")
+		kvorum = filepath.Join(dir, "kvorum")
+		build := exec.Command("go", "build", "-o", kvorum, "github.com/kvorum/kvorum/cmd/kvorum")
 		build.Stdout, build.Stderr = os.Stderr, os.Stderr
 		if err := build.Run(); err != nil {
 			fmt.Fprintln(os.Stderr, "build the server:", err)
@@ -107,7 +107,7 @@ func start(t testing.TB, argv ...string) *process {
 
 func (s site) start(t testing.TB, more ...string) *process {
 	t.Helper()
-	return start(t, append([]string{binary}, s.flags(more...)...)...)
+	return start(t, append([]string{kvorum}, s.flags(more...)...)...)
 }
 
 // code waits for the end and returns the exit code, -1 for a signal.
