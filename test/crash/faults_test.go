@@ -245,7 +245,7 @@ func TestFaultsAtStart(t *testing.T) {
 		{
 			name: "log of a newer format", opens: true,
 			spoil: func(t *testing.T, s site) { edit(t, only(t, filepath.Join(s.dir, "wal", "*.wal")), newerLog) },
-			code:  1, says: []string{"{dir}/wal", "newer"},
+			code:  1, says: []string{"{dir}/wal", "format version 99", "use the program that wrote it"},
 		},
 		{
 			name: "log damaged in the middle", opens: true,
@@ -253,7 +253,7 @@ func TestFaultsAtStart(t *testing.T) {
 				edit(t, only(t, filepath.Join(s.dir, "wal", "*.wal")), flip(3000))
 			},
 			mend: func(t *testing.T, s site) { edit(t, only(t, filepath.Join(s.dir, "wal", "*.wal")), flip(3000)) },
-			code: 1, says: []string{"{dir}/wal", ".wal"},
+			code: 1, says: []string{"{dir}/wal", ".wal is corrupt at offset", "nothing was changed", "add it again"},
 		},
 		{
 			name:  "log lost",

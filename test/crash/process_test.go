@@ -182,3 +182,17 @@ func (o *output) String() string {
 	defer o.mu.Unlock()
 	return o.b.String()
 }
+
+func dial(addr string) (net.Conn, error) { return net.DialTimeout("tcp", addr, patience) }
+
+// rawMessage goes over the wire as it is.
+type rawMessage []byte
+
+type rawCodec struct{}
+
+func (rawCodec) Marshal(v any) ([]byte, error) { return *v.(*rawMessage), nil }
+func (rawCodec) Unmarshal(b []byte, v any) error {
+	*v.(*rawMessage) = b
+	return nil
+}
+func (rawCodec) Name() string { return "proto" }
