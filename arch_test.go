@@ -24,7 +24,7 @@ const module = "github.com/kvorum/kvorum"
 // Adding an arrow is a decision about the architecture: it belongs in
 // ARCHITECTURE.md in the same commit. Do not add one to make a build pass.
 const arrows = `
-fault    < state..., replica, watch, leader, rpc, api..., node, listen
+fault    < state..., replica, peer, watch, leader, rpc, api..., node, listen
 metric   < state..., replica..., wal, peer, watch, leader, rpc, api..., node, listen
 
 state/internal/table < state/internal/mvcc, state/internal/lease, state/internal/auth, state/internal/member, state/internal/alarm, state
