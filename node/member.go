@@ -66,9 +66,10 @@ const flushBytes = 32 << 20
 // A follower that is behind by less than keepBytes is sent entries, not the
 // whole state. Small segments let go of the rest soon.
 const (
-	keepBytes     = 32 << 20
+	keepBytes     = 16 << 20
 	segmentBytes  = 16 << 20
 	memtableBytes = 16 << 20
+	historyBytes  = 24 << 20
 )
 
 // openMember opens a member, which run has to close. If the table fails then
@@ -100,14 +101,15 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 		}
 	}
 	machine, err := state.Open(state.Options{
-		FS:              tableFS{o.FS, broken},
-		Dir:             o.TableDir,
-		ValueCacheBytes: o.ValueCache,
-		MemtableBytes:   memtableBytes,
-		Cluster:         state.ClusterID(o.Cluster),
-		Member:          state.MemberID(o.ID),
-		Log:             func(line string) { o.Log.Debug(line) },
-		Broken:          func(err error) { broken.tell(damaged(o.TableDir, err)) },
+		FS:                tableFS{o.FS, broken},
+		Dir:               o.TableDir,
+		ValueCacheBytes:   o.ValueCache,
+		MemtableBytes:     memtableBytes,
+		HistoryCacheBytes: historyBytes,
+		Cluster:           state.ClusterID(o.Cluster),
+		Member:            state.MemberID(o.ID),
+		Log:               func(line string) { o.Log.Debug(line) },
+		Broken:            func(err error) { broken.tell(damaged(o.TableDir, err)) },
 	})
 	if err != nil {
 		return nil, damaged(o.TableDir, err)

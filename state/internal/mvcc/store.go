@@ -38,6 +38,7 @@ type Store struct {
 		compacted Revision
 		dirty     []*record // more than one version, or deleted
 		hand      string    // where eviction goes on
+		recent    recent
 	}
 
 	sweep sweep // owned by the caller of Sweep
@@ -76,16 +77,51 @@ func (s *Store) load(v *version, at Revision) ([]byte, error) {
 		return nil, fmt.Errorf("mvcc: read revision %d: %w", v.main, errRow)
 	}
 	pair := value[rowHeadBytes:]
-	// A little beyond the budget: the writer's eviction then makes room.
-	if s.resident.Load() <= s.options.ResidentBytes && v.pair.CompareAndSwap(nil, &pair[0]) {
-		s.resident.Add(int64(v.size))
-		// A sweep that cut v off has been here before, or finds the floor
-		// above this view.
-		if Revision(s.floor.Load()) > at {
-			s.forget(v)
-		}
+	// A sweep that cut v off has been here before, or finds the floor above
+	// this view.
+	if s.remember(v, pair) && Revision(s.floor.Load()) > at {
+		s.forget(v)
 	}
 	return pair, nil
+}
+
+// remember keeps the pair of v in memory while there is room, and tells
+// whether it did. It may go a little beyond: the writer's eviction makes room.
+func (s *Store) remember(v *version, pair []byte) bool {
+	if s.resident.Load() > s.options.ResidentBytes || !v.pair.CompareAndSwap(nil, &pair[0]) {
+		return false
+	}
+	s.resident.Add(int64(v.size))
+	return true
+}
+
+// warm brings the pairs of rows from that of v on to memory, if they are what
+// their keys hold now. A range that misses once will miss again, and reading
+// one row costs about as much as reading the block that it is in.
+func (s *Store) warm(v *version) error {
+	const most = 128
+	if s.resident.Load() > s.options.ResidentBytes/2 {
+		return nil // not at the expense of what was asked for
+	}
+	n := 0
+	from := appendRowKey(nil, v.at())
+	return s.rows.Scan(from, []byte{table.History + 1}, func(key, value []byte) bool {
+		n++
+		row, err := parseRow(key, value)
+		if err != nil || row.deleted {
+			return err == nil && n < most // whoever asks for a damaged row will be told
+		}
+		if f, err := parsePair(row.pair); err == nil {
+			if r := s.index.find(f.key); r != nil {
+				head := r.head.Load()
+				if head.at() == row.at && head.resident() == nil &&
+					s.remember(head, append(make([]byte, 0, len(row.pair)), row.pair...)) && r.head.Load() != head {
+					s.forget(head) // whoever replaced it may have been here before
+				}
+			}
+		}
+		return n < most
+	})
 }
 
 // forget drops the pair of v from memory.
@@ -155,7 +191,6 @@ type Writer struct {
 	exact   Revision
 	changed Revision // of the tree for the first time, 0 if it was not
 	pending []pending
-	cold    []*version // leave memory once the table has them
 }
 
 // Rows takes the rows of history that a batch adds, in order.
@@ -346,13 +381,8 @@ func (w *Writer) Seal(events []Event) []Event {
 		if p.before != nil {
 			e.Before = p.before.at()
 			e.Previous = p.before.resident()
-			w.cold = append(w.cold, p.before)
 		}
-		// Memory is for what is read. What is replaced, or what nobody has
-		// asked for yet, is with the table, once the batch is committed.
-		if p.record.marks.Load()&markRead == 0 {
-			w.cold = append(w.cold, v)
-		}
+		s.writer.recent.push(recentWrite{p.record, v})
 		w.rows.Append(appendRowKey(keyBuf[:0], v.at()), appendRowHead(headBuf[:0], f, e.Before), p.pair)
 		bytes += v.bytes()
 		resident += int64(v.size)
@@ -384,9 +414,10 @@ func (w *Writer) Publish() View {
 		s.past.push(&pastRoot{root: w.root, from: w.exact, to: to, bytes: s.writer.tree.cost}, s.options.HistoryBytes)
 	}
 	view := s.view()
-	for _, v := range w.cold {
-		s.forget(v)
+	if invariants {
+		s.check()
 	}
+	s.forgetUnread()
 	s.evict()
 	s.writer.Unlock()
 	return view
@@ -395,6 +426,58 @@ func (w *Writer) Publish() View {
 // Abandon ends a batch whose rows could not be committed. The store is not to
 // be written any more.
 func (w *Writer) Abandon() { w.store.writer.Unlock() }
+
+// recentBytes is how much of what was written stays in memory for its first
+// reader, who most often comes soon or never.
+const recentBytes = 32 << 20
+
+// recent is a queue of what was written. Its room is used again and again.
+type recent struct {
+	ring  []recentWrite // its length is a power of two
+	first int           // number of the oldest
+	next  int
+	bytes int64
+}
+
+type recentWrite struct {
+	record  *record
+	version *version
+}
+
+func (q *recent) push(x recentWrite) {
+	if q.next-q.first == len(q.ring) {
+		ring := make([]recentWrite, max(64, 2*len(q.ring)))
+		for i := q.first; i < q.next; i++ {
+			ring[i&(len(ring)-1)] = q.ring[i&(len(q.ring)-1)]
+		}
+		q.ring = ring
+	}
+	q.ring[q.next&(len(q.ring)-1)] = x
+	q.next++
+	q.bytes += int64(x.version.size)
+}
+
+func (q *recent) pop() recentWrite {
+	place := &q.ring[q.first&(len(q.ring)-1)]
+	x := *place
+	*place = recentWrite{}
+	q.first++
+	q.bytes -= int64(x.version.size)
+	return x
+}
+
+// forgetUnread drops from memory what was written a while ago and was replaced
+// since, or read by nobody: memory is for what is read. All that is in the
+// queue is committed, so the table has it.
+func (s *Store) forgetUnread() {
+	q := &s.writer.recent
+	for q.bytes > min(recentBytes, s.options.ResidentBytes/4) {
+		x := q.pop()
+		if x.record.head.Load() != x.version || x.record.marks.Load()&markRead == 0 {
+			s.forget(x.version)
+		}
+	}
+}
 
 // evict drops pairs from memory while there are too many, going round the keys
 // and sparing once those that were read since it came by last. The work is
