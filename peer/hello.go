@@ -21,7 +21,7 @@ const magic = "\x8bkvpr\r\n\x00"
 
 const (
 	helloHeadBytes = len(magic) + 4 + 4
-	helloBytesMax  = 4096 // of the body
+	helloBytesMax  = 8192 // of the body
 	textBytesMax   = 255  // of a text in it
 	addressesMax   = 16
 )

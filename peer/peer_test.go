@@ -329,14 +329,16 @@ func TestCalls(t *testing.T) {
 	}
 
 	// A call under way when the connection ends may have been executed.
-	a.p.Handle("leave", func(ctx context.Context, _ uint64, _ []byte) ([]byte, error) {
+	left := make(chan struct{})
+	a.p.Handle("leave", func(context.Context, uint64, []byte) ([]byte, error) {
 		go a.stop()
-		<-ctx.Done()
+		<-left
 		return nil, nil
 	})
 	if _, err = b.p.Call(ctx, 1, "leave", nil); !errors.Is(err, ErrLost) || NotExecuted(err) {
 		t.Errorf("a call that was cut: %v", err)
 	}
+	close(left)
 	a.stop()
 	eventually(t, "calls fail at once", func() bool {
 		_, err := b.p.Call(ctx, 1, "echo", nil)
