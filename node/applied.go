@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/kvorum/kvorum/api"
 	"github.com/kvorum/kvorum/replica"
 	"github.com/kvorum/kvorum/state"
 )
@@ -14,6 +15,7 @@ import (
 type applied struct {
 	// Immutable.
 	machine  *state.Machine
+	metrics  *api.Metrics
 	slow     time.Duration
 	slowSeen func(took time.Duration, entries int)
 
@@ -48,6 +50,7 @@ func (a *applied) Apply(entries []replica.Entry) ([]state.Outcome, error) {
 	}
 
 	// Everything that follows from an apply:
+	a.count(outcomes, time.Since(began))
 	if compacted := a.machine.View().Compacted; compacted != a.last {
 		a.last = compacted
 		poke(a.compacted)
@@ -60,6 +63,36 @@ func (a *applied) Apply(entries []replica.Entry) ([]state.Outcome, error) {
 		a.slowSeen(took, len(entries))
 	}
 	return outcomes, nil
+}
+
+// count tells the metrics what became of the commands that were applied
+// together in took. What one of them took is known only as its share.
+func (a *applied) count(outcomes []state.Outcome, took time.Duration) {
+	var puts, deletes, bytes uint64
+	failed := 0
+	for i := range outcomes {
+		if outcomes[i].Refusal != nil {
+			failed++
+		}
+		for _, e := range outcomes[i].Events {
+			if e.Deleted {
+				deletes++
+			} else {
+				puts++
+				bytes += uint64(len(e.Pair))
+			}
+		}
+	}
+	a.metrics.Puts.Add(puts)
+	a.metrics.Deletes.Add(deletes)
+	a.metrics.PutBytes.Add(bytes)
+	if len(outcomes) > 0 {
+		success := "true"
+		if failed == len(outcomes) {
+			success = "false"
+		}
+		a.metrics.Apply.With("v3", "apply", success).Observe(took.Seconds() / float64(len(outcomes)))
+	}
 }
 
 // Applied returns how far the state is, and how far it would be after a power

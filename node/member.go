@@ -127,7 +127,7 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 
 	m := &member{o: o, machine: machine, swept: newNews(), broken: broken}
 	m.applied = &applied{
-		machine: machine, slow: o.SlowApply, slowSeen: m.slowApply,
+		machine: machine, metrics: o.Metrics, slow: o.SlowApply, slowSeen: m.slowApply,
 		compacted: make(chan struct{}, 1), flush: make(chan struct{}, 1),
 		flushAt: flushBytes, flushLag: state.Index(o.FlushEntries),
 	}
