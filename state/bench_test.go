@@ -145,6 +145,33 @@ func BenchmarkGet(b *testing.B) {
 	}
 }
 
+// BenchmarkGetFromTable reads keys whose values are not in memory.
+func BenchmarkGetFromTable(b *testing.B) {
+	l := million(b)
+	if err := l.Flush(); err != nil {
+		b.Fatal(err)
+	}
+	o := l.options
+	o.ValueCacheBytes = 1
+	l.Close()
+	m, err := state.Open(o)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ResetTimer()
+	for range b.N {
+		a, err := m.View().Range(&pb.RangeRequest{Key: benchKey(nil, rand.IntN(benchKeys))})
+		if err != nil || len(a.Pairs) != 1 {
+			b.Fatal(a, err)
+		}
+	}
+	b.StopTimer()
+	m.Close()
+	if l.Machine, err = state.Open(l.options); err != nil {
+		b.Fatal(err)
+	}
+}
+
 func BenchmarkPage(b *testing.B) {
 	l := million(b)
 	defer cpu(b)()

@@ -360,6 +360,36 @@ func TestRefusesStrangers(t *testing.T) {
 	}
 }
 
+// TestConfigurationOfARefusedEntry wants the configuration that comes with an
+// entry to be stored, unless what it belongs to is refused.
+func TestConfigurationOfARefusedEntry(t *testing.T) {
+	b := newBed(t, false)
+	for i, c := range []struct {
+		command state.Command
+		want    string
+	}{
+		{state.Command{Kind: state.Publish, Request: &pb.Member{ID: 1, Name: "known"}}, "new"},
+		{state.Command{Kind: state.Publish, Request: &pb.Member{ID: 2, Name: "unknown"}}, "new"},
+	} {
+		configuration := []byte("new")
+		if i > 0 {
+			configuration = []byte("refused")
+		}
+		_, err := b.Apply([]state.Entry{{
+			Index: state.Index(i + 2), Commands: [][]byte{encode(t, c.command)}, Configuration: configuration,
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if got := string(b.View().Configuration); got != c.want {
+				t.Fatalf("configuration %q, want %q", got, c.want)
+			}
+			b.crash(t, 1000)
+		}
+	}
+}
+
 // TestUnknownCommandStops wants a machine that cannot know what an entry means
 // to stop rather than to differ from the others.
 func TestUnknownCommandStops(t *testing.T) {

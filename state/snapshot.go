@@ -9,8 +9,6 @@ import (
 	"hash/crc32"
 	"io"
 
-	"github.com/cespare/xxhash/v2"
-
 	"github.com/kvorum/kvorum/state/internal/table"
 )
 
@@ -20,8 +18,7 @@ import (
 //
 // all big endian, CRC-32C. The head is checked before its length is believed,
 // and the number finds frames that were lost, repeated or swapped. The first
-// payload says what it is, those after it hold rows, and the last, which is
-// the only one to hold none, how many there were and the hash of them all.
+// payload says what this is, those after it hold rows, and the last is empty.
 const (
 	frameHeadBytes = 12
 	frameBytes     = 256 << 10 // a frame ends with the row that fills it
@@ -60,20 +57,18 @@ func writeSnapshot(w io.Writer, from table.Reader) (Index, error) {
 		return 0, err
 	}
 
-	f := frameWriter{w: w, sum: xxhash.New()}
+	f := frameWriter{w: w}
 	f.payload = append(f.payload, snapshotMagic...)
 	f.payload = append(f.payload, id...)
 	if err := f.flush(); err != nil {
 		return 0, err
 	}
-	var rows uint64
 	var failed error
 	err = from.Scan([]byte{table.Meta}, []byte{0xff}, func(key, value []byte) bool {
 		f.payload = binary.AppendUvarint(f.payload, uint64(len(key)))
 		f.payload = append(f.payload, key...)
 		f.payload = binary.AppendUvarint(f.payload, uint64(len(value)))
 		f.payload = append(f.payload, value...)
-		rows++
 		if len(f.payload) >= frameBytes {
 			failed = f.flush()
 		}
@@ -87,20 +82,13 @@ func writeSnapshot(w io.Writer, from table.Reader) (Index, error) {
 			return 0, err
 		}
 	}
-	if err := f.flush(); err != nil { // no rows: those were all
-		return 0, err
-	}
-	sum := f.sum.Sum64()
-	f.payload = binary.BigEndian.AppendUint64(f.payload, rows)
-	f.payload = binary.BigEndian.AppendUint64(f.payload, sum)
-	return at.index, f.flush()
+	return at.index, f.flush() // empty: those were all
 }
 
 type frameWriter struct {
 	w       io.Writer
 	number  uint64
 	payload []byte
-	sum     *xxhash.Digest // of all payloads
 }
 
 // flush writes the payload as a frame.
@@ -108,7 +96,6 @@ func (f *frameWriter) flush() error {
 	var head [frameHeadBytes]byte
 	frameHead(&head, f.number, len(f.payload), crc32.Checksum(f.payload, castagnoli))
 	f.number++
-	f.sum.Write(f.payload)
 	if _, err := f.w.Write(head[:]); err != nil {
 		return err
 	}
@@ -132,7 +119,6 @@ type frameReader struct {
 	r       io.Reader
 	number  uint64
 	payload bytes.Buffer
-	sum     *xxhash.Digest
 }
 
 var errSnapshot = errors.New("damaged snapshot")
@@ -203,12 +189,11 @@ func (m *Machine) Restore(r io.Reader) error {
 func (m *Machine) stage(stage table.Stage, r io.Reader, old *View) (*View, error) {
 	batch := stage.Batch()
 	defer batch.Close()
-	f := frameReader{r: bufio.NewReaderSize(r, 64<<10), sum: xxhash.New()}
+	f := frameReader{r: bufio.NewReaderSize(r, 64<<10)}
 	payload, err := f.next()
 	if err != nil {
 		return nil, err
 	}
-	f.sum.Write(payload)
 	encoded, ok := bytes.CutPrefix(payload, []byte(snapshotMagic))
 	if !ok {
 		return nil, fmt.Errorf("not a snapshot: %w", errSnapshot)
@@ -217,42 +202,32 @@ func (m *Machine) stage(stage table.Stage, r io.Reader, old *View) (*View, error
 		return nil, err
 	}
 
-	var rows uint64
 	last := []byte{table.Meta - 1, 0xff}
 	for {
 		payload, err := f.next()
 		if err != nil {
 			return nil, err
 		}
-		f.sum.Write(payload)
 		if len(payload) == 0 {
 			break
 		}
 		for len(payload) > 0 {
 			key, n := cutBytes(payload)
 			if n == 0 || bytes.Compare(last, key) >= 0 {
-				return nil, fmt.Errorf("row %d: %w", rows, errSnapshot)
+				return nil, fmt.Errorf("row behind %x: %w", last, errSnapshot)
 			}
 			last = append(last[:0], key...)
 			payload = payload[n:]
 			value, n := cutBytes(payload)
 			if n == 0 {
-				return nil, fmt.Errorf("row %d: %w", rows, errSnapshot)
+				return nil, fmt.Errorf("row behind %x: %w", last, errSnapshot)
 			}
 			payload = payload[n:]
 			batch.Set(key, value)
-			rows++
 		}
 		if err := batch.Commit(); err != nil {
 			return nil, err
 		}
-	}
-	payload, err = f.next()
-	if err != nil {
-		return nil, err
-	}
-	if len(payload) != 16 || binary.BigEndian.Uint64(payload) != rows || binary.BigEndian.Uint64(payload[8:]) != f.sum.Sum64() {
-		return nil, fmt.Errorf("sum of all: %w", errSnapshot)
 	}
 
 	next, err := m.load(stage)

@@ -380,7 +380,9 @@ func (w *Writer) Seal(events []Event) []Event {
 		}
 		if p.before != nil {
 			e.Before = p.before.at()
-			e.Previous = p.before.resident()
+			if e.Previous = p.before.resident(); e.Previous != nil {
+				s.writer.recent.push(recentWrite{p.record, p.before})
+			}
 		}
 		s.writer.recent.push(recentWrite{p.record, v})
 		w.rows.Append(appendRowKey(keyBuf[:0], v.at()), appendRowHead(headBuf[:0], f, e.Before), p.pair)
@@ -431,7 +433,7 @@ func (w *Writer) Abandon() { w.store.writer.Unlock() }
 // reader, who most often comes soon or never.
 const recentBytes = 32 << 20
 
-// recent is a queue of what was written. Its room is used again and again.
+// recent is a queue of what was written or replaced. Its room is used again and again.
 type recent struct {
 	ring  []recentWrite // its length is a power of two
 	first int           // number of the oldest

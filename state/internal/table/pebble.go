@@ -198,7 +198,7 @@ func (t *disk) pebbleOptions() *pebble.Options {
 		p.TargetFileSizes[i] = 16 << 20
 	}
 	for i := range p.Levels {
-		p.Levels[i].BlockSize = 32 << 10
+		p.Levels[i].BlockSize = 8 << 10 // a value that is not in memory costs reading a block
 		p.Levels[i].FilterPolicy = pebble.NoFilterPolicy
 	}
 	p.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionFastest })
