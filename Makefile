@@ -3,8 +3,10 @@
 GO       ?= go
 FUZZTIME ?= 10s
 CRASH    ?= 300
+SEED     ?= 1
+RUNS     ?= 2000
 
-.PHONY: build check test race fuzz compat crash bench run
+.PHONY: build check test race fuzz compat crash sim bench run
 
 build: ## the binary, and its other names
 	$(GO) build -trimpath -o bin/kvorum ./cmd/kvorum
@@ -36,6 +38,9 @@ compat: ## unmodified clients of several versions, and the answers of a real etc
 
 crash: ## real processes, killed for a while
 	KVORUM_CRASH_SECONDS=$(CRASH) $(GO) test ./test/crash -count=1 -timeout 0 -v
+
+sim: ## whole clusters under faults, a seed each: make sim SEED=1 RUNS=2000
+	$(GO) test ./test/sim -count=1 -timeout 0 -run TestSeeds -v -seed $(SEED) -runs $(RUNS)
 
 bench: ## side by side with etcd: make bench BENCH='-only put,get'
 	$(GO) run ./test/bench $(BENCH)

@@ -1,0 +1,290 @@
+package sim
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/kvorum/kvorum/fault"
+)
+
+// model is the store as a few lines would have it: every version of every key.
+type model struct {
+	revision, compacted int64
+	keys                []*versions // by name
+	at                  int64       // revision of the command under way
+	changed             bool
+}
+
+type versions struct {
+	name string
+	all  []*mvccpb.KeyValue // oldest first; a deletion has version 0
+}
+
+func newModel() *model { return &model{revision: 1, compacted: -1} }
+
+func (m *model) find(name string) (int, bool) {
+	return slices.BinarySearchFunc(m.keys, name, func(h *versions, name string) int { return cmp.Compare(h.name, name) })
+}
+
+// get returns what a key held at a revision, or nil.
+func (m *model) get(name string, at int64) *mvccpb.KeyValue {
+	i, ok := m.find(name)
+	if !ok {
+		return nil
+	}
+	for _, kv := range slices.Backward(m.keys[i].all) {
+		if kv.ModRevision <= at {
+			if kv.Version == 0 {
+				return nil
+			}
+			return kv
+		}
+	}
+	return nil
+}
+
+func (m *model) add(name string, kv *mvccpb.KeyValue) {
+	i, ok := m.find(name)
+	if !ok {
+		m.keys = slices.Insert(m.keys, i, &versions{name: name})
+	}
+	m.keys[i].all = append(m.keys[i].all, kv)
+	m.changed = true
+}
+
+// span calls visit for the keys in a range that lived at a revision.
+func (m *model) span(key, end []byte, at int64, visit func(*mvccpb.KeyValue)) {
+	i, _ := m.find(string(key))
+	for ; i < len(m.keys); i++ {
+		name := m.keys[i].name
+		if len(end) == 0 && name != string(key) || len(end) > 0 && string(end) != "\x00" && name >= string(end) {
+			return
+		}
+		if kv := m.get(name, at); kv != nil {
+			visit(kv)
+		}
+	}
+}
+
+func (m *model) readable(at int64) *fault.Fault {
+	switch {
+	case at > m.revision:
+		return fault.FutureRevision
+	case at > 0 && at < m.compacted:
+		return fault.Compacted
+	}
+	return nil
+}
+
+func (m *model) read(q *pb.RangeRequest, now int64) *pb.RangeResponse {
+	at := q.Revision
+	if at <= 0 {
+		at = now
+	}
+	r := &pb.RangeResponse{}
+	m.span(q.Key, q.RangeEnd, at, func(kv *mvccpb.KeyValue) {
+		r.Count++
+		if q.Limit > 0 && r.Count > q.Limit {
+			r.More = true
+			return
+		}
+		r.Kvs = append(r.Kvs, kv)
+	})
+	return r
+}
+
+func (m *model) put(q *pb.PutRequest) *pb.PutResponse {
+	old := m.get(string(q.Key), m.at)
+	kv := &mvccpb.KeyValue{Key: q.Key, Value: q.Value, CreateRevision: m.at, ModRevision: m.at, Version: 1}
+	if old != nil {
+		kv.CreateRevision, kv.Version = old.CreateRevision, old.Version+1
+		if q.IgnoreValue {
+			kv.Value = old.Value
+		}
+	}
+	m.add(string(q.Key), kv)
+	if !q.PrevKv {
+		old = nil
+	}
+	return &pb.PutResponse{PrevKv: old}
+}
+
+func (m *model) delete(q *pb.DeleteRangeRequest) *pb.DeleteRangeResponse {
+	r := &pb.DeleteRangeResponse{}
+	var gone []*mvccpb.KeyValue
+	m.span(q.Key, q.RangeEnd, m.at, func(kv *mvccpb.KeyValue) { gone = append(gone, kv) })
+	for _, kv := range gone {
+		r.Deleted++
+		if q.PrevKv {
+			r.PrevKvs = append(r.PrevKvs, kv)
+		}
+		m.add(string(kv.Key), &mvccpb.KeyValue{Key: kv.Key, ModRevision: m.at})
+	}
+	return r
+}
+
+func (m *model) holds(c *pb.Compare) bool {
+	kv := m.get(string(c.Key), m.revision)
+	if kv == nil {
+		if c.Target == pb.Compare_VALUE {
+			return false
+		}
+		kv = &mvccpb.KeyValue{}
+	}
+	var order int
+	switch c.Target {
+	case pb.Compare_VERSION:
+		order = cmp.Compare(kv.Version, c.GetVersion())
+	case pb.Compare_CREATE:
+		order = cmp.Compare(kv.CreateRevision, c.GetCreateRevision())
+	case pb.Compare_MOD:
+		order = cmp.Compare(kv.ModRevision, c.GetModRevision())
+	case pb.Compare_VALUE:
+		order = cmp.Compare(string(kv.Value), string(c.GetValue()))
+	}
+	switch c.Result {
+	case pb.Compare_EQUAL:
+		return order == 0
+	case pb.Compare_NOT_EQUAL:
+		return order != 0
+	case pb.Compare_GREATER:
+		return order > 0
+	default:
+		return order < 0
+	}
+}
+
+func (m *model) txn(q *pb.TxnRequest) (*pb.TxnResponse, *fault.Fault) {
+	r := &pb.TxnResponse{Succeeded: true}
+	ops := q.Success
+	for _, c := range q.Compare {
+		if !m.holds(c) {
+			r.Succeeded, ops = false, q.Failure
+		}
+	}
+	for _, op := range ops {
+		if read := op.GetRequestRange(); read != nil {
+			if f := m.readable(read.Revision); f != nil {
+				return nil, f
+			}
+		}
+	}
+	for _, op := range ops {
+		a := &pb.ResponseOp{}
+		switch op := op.Request.(type) {
+		case *pb.RequestOp_RequestPut:
+			a.Response = &pb.ResponseOp_ResponsePut{ResponsePut: m.put(op.RequestPut)}
+		case *pb.RequestOp_RequestDeleteRange:
+			a.Response = &pb.ResponseOp_ResponseDeleteRange{ResponseDeleteRange: m.delete(op.RequestDeleteRange)}
+		case *pb.RequestOp_RequestRange:
+			a.Response = &pb.ResponseOp_ResponseRange{ResponseRange: m.read(op.RequestRange, m.at)}
+		}
+		r.Responses = append(r.Responses, a)
+	}
+	return r, nil
+}
+
+// do carries out a request and returns the answer as text.
+func (m *model) do(q any) string {
+	m.at, m.changed = m.revision+1, false
+	var response any
+	var refusal *fault.Fault
+	switch q := q.(type) {
+	case *pb.PutRequest:
+		if q.IgnoreValue && m.get(string(q.Key), m.revision) == nil {
+			refusal = fault.KeyNotFound
+			break
+		}
+		response = m.put(q)
+	case *pb.DeleteRangeRequest:
+		response = m.delete(q)
+	case *pb.TxnRequest:
+		response, refusal = m.txn(q)
+	case *pb.CompactionRequest:
+		switch {
+		case q.Revision <= m.compacted:
+			refusal = fault.Compacted
+		case q.Revision > m.revision:
+			refusal = fault.FutureRevision
+		default:
+			m.compacted = q.Revision
+			response = &pb.CompactionResponse{}
+		}
+	case *pb.RangeRequest:
+		if refusal = m.readable(q.Revision); refusal == nil {
+			response = m.read(q, m.revision)
+		}
+	}
+	if m.changed {
+		m.revision = m.at
+	}
+	return text(response, refusal, m.revision)
+}
+
+// readAt returns the answer to a range when the store was at a revision. What
+// was compacted then is for the answer to say, within what can be.
+func (m *model) readAt(q *pb.RangeRequest, now int64, answer string) string {
+	switch {
+	case q.Revision > now:
+		return text(nil, fault.FutureRevision, now)
+	case q.Revision > 0 && q.Revision < m.compacted && strings.HasPrefix(answer, fault.Compacted.Text):
+		return text(nil, fault.Compacted, now)
+	}
+	return text(m.read(q, now), nil, now)
+}
+
+// text is an answer as the checkers compare it: all but the headers, and the
+// revision.
+func text(response any, refusal *fault.Fault, revision int64) string {
+	var b strings.Builder
+	if refusal != nil {
+		b.WriteString(refusal.Text)
+	} else {
+		write(&b, response)
+	}
+	fmt.Fprintf(&b, " @%d", revision)
+	return b.String()
+}
+
+func write(b *strings.Builder, response any) {
+	pairs := func(kvs ...*mvccpb.KeyValue) {
+		for _, kv := range kvs {
+			if kv != nil {
+				fmt.Fprintf(b, " %s=%s(%d,%d,%d)", kv.Key, kv.Value, kv.CreateRevision, kv.ModRevision, kv.Version)
+			}
+		}
+	}
+	switch r := response.(type) {
+	case *pb.PutResponse:
+		b.WriteString("put")
+		pairs(r.PrevKv)
+	case *pb.DeleteRangeResponse:
+		fmt.Fprintf(b, "deleted %d", r.Deleted)
+		pairs(r.PrevKvs...)
+	case *pb.RangeResponse:
+		fmt.Fprintf(b, "range %d %v", r.Count, r.More)
+		pairs(r.Kvs...)
+	case *pb.CompactionResponse:
+		b.WriteString("compacted")
+	case *pb.TxnResponse:
+		fmt.Fprintf(b, "txn %v", r.Succeeded)
+		for _, op := range r.Responses {
+			b.WriteString("; ")
+			switch op := op.Response.(type) {
+			case *pb.ResponseOp_ResponsePut:
+				write(b, op.ResponsePut)
+			case *pb.ResponseOp_ResponseDeleteRange:
+				write(b, op.ResponseDeleteRange)
+			case *pb.ResponseOp_ResponseRange:
+				write(b, op.ResponseRange)
+			}
+		}
+	default:
+		fmt.Fprintf(b, "%T", response)
+	}
+}

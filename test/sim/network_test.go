@@ -1,0 +1,116 @@
+package sim
+
+import (
+	"time"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+)
+
+// network carries messages, or loses them. It never carries one twice: that is
+// what the transport promises to the replica.
+type network struct {
+	w    *world
+	cut  map[link]bool
+	slow map[link]time.Duration
+	loss int // permille, besides what is usual
+
+	messages, lost, snapshots int
+}
+
+// link is one direction between two members.
+type link struct{ from, to uint64 }
+
+func (n *network) travel(l link) time.Duration {
+	w := n.w
+	d := w.delay + n.slow[l] + time.Duration(w.wire.Int64N(int64(w.jitter)))
+	if w.wire.IntN(100) == 0 {
+		d += 10 * w.jitter // a straggler
+	}
+	return d
+}
+
+func (n *network) drops(l link) bool {
+	return n.cut[l] || n.w.wire.IntN(1000) < n.w.setup.loss+n.loss
+}
+
+func (n *network) send(m *member, msg *pb.Message) {
+	w := n.w
+	l := link{m.id, msg.GetTo()}
+	n.messages++
+	if n.drops(l) {
+		n.lose(m, msg.GetTo())
+		return
+	}
+	w.after(n.travel(l), func() {
+		to := w.member(l.to)
+		if to == nil || !to.up || n.cut[l] {
+			n.lose(m, l.to)
+			return
+		}
+		w.note("deliver "+msg.GetType().String(), l.from<<8|l.to, msg.GetTerm(), msg.GetIndex())
+		to.receive(msg)
+	})
+}
+
+// receive takes a message, now or when the pause ends.
+func (m *member) receive(msg *pb.Message) {
+	m.later(0, func() {
+		m.r.Step(msg)
+		m.poke()
+	})
+}
+
+// lose loses a message; the sender may notice.
+func (n *network) lose(from *member, to uint64) {
+	n.lost++
+	if from.up && n.w.wire.IntN(2) == 0 {
+		from.later(n.w.delay, func() {
+			from.r.ReportUnreachable(to)
+			from.poke()
+		})
+	}
+}
+
+// sendSnapshot sends the state piece by piece. A transfer that is cut begins
+// anew, with what the state is then, or is given up.
+func (n *network) sendSnapshot(m *member, msg *pb.Message) {
+	n.snapshots++
+	attempts := n.w.wire.IntN(3)
+	var begin func()
+	begin = func() {
+		full, data := m.snapshot(msg)
+		n.w.note("snapshot", m.id<<8|msg.GetTo(), full.GetSnapshot().GetMetadata().GetIndex(), uint64(len(data)))
+		n.transfer(m, full, data, len(data), func() {
+			n.w.mark("snapshot transfer cut")
+			if attempts == 0 {
+				m.r.ReportSnapshot(msg.GetTo(), false)
+				m.poke()
+				return
+			}
+			attempts--
+			n.w.mark("snapshot transfer repeated")
+			m.later(n.w.tick, begin)
+		})
+	}
+	// Not at once: Send must not wait.
+	m.later(time.Duration(n.w.wire.IntN(20))*time.Millisecond, begin)
+}
+
+func (n *network) transfer(m *member, msg *pb.Message, data []byte, left int, fail func()) {
+	const piece = 2000
+	l := link{m.id, msg.GetTo()}
+	m.later(n.travel(l), func() {
+		to := n.w.member(l.to)
+		switch {
+		case to == nil || !to.up || to.paused || n.drops(l):
+			fail()
+		case left > piece:
+			n.transfer(m, msg, data, left-piece, fail)
+		default:
+			to.staged[msg.GetSnapshot().GetMetadata().GetIndex()] = data
+			to.receive(msg)
+			m.r.ReportSnapshot(l.to, true)
+			m.poke()
+		}
+	})
+}
