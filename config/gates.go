@@ -60,6 +60,18 @@ func (g Gates) Enabled(gate Gate) bool {
 	return onByDefault[gate]
 }
 
+// All yields every feature by name, its stage as etcd calls it, and whether it
+// is on.
+func (g Gates) All(yield func(gate Gate, stage string, on bool)) {
+	for _, gate := range sortedKeys(onByDefault) {
+		stage := "ALPHA"
+		if onByDefault[gate] {
+			stage = "BETA"
+		}
+		yield(gate, stage, g.Enabled(gate))
+	}
+}
+
 // String returns the switches as the flag takes them, in order of name.
 func (g Gates) String() string {
 	var parts []string

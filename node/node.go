@@ -115,7 +115,12 @@ func openServer(ctx context.Context, s *config.Server, dir *dataDir, metrics *ap
 }
 
 func apiOptions(s *config.Server, metrics *api.Metrics, log *slog.Logger) api.Options {
+	var features []api.Feature
+	s.FeatureGates.All(func(gate config.Gate, stage string, on bool) {
+		features = append(features, api.Feature{Name: string(gate), Stage: stage, Enabled: on})
+	})
 	return api.Options{
+		Features:        features,
 		RequestBytesMax: int(s.MaxRequestBytes),
 		TxnOpsMax:       s.MaxTxnOps,
 		RequestTimeout:  5*time.Second + 2*s.ElectionTimeout,
