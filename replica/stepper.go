@@ -44,6 +44,11 @@ func (s *Stepper[R]) Decide() {
 	s.r.publish(false)
 }
 
+// Queued says whether there is anything for Append and for Apply to do.
+func (s *Stepper[R]) Queued() (appends, applies bool) {
+	return len(s.r.appends.items) > 0, len(s.r.applies.items) > 0
+}
+
 // Append writes what is queued for the log, and says whether there was any.
 func (s *Stepper[R]) Append() (bool, error) {
 	q := s.r.appends

@@ -297,39 +297,32 @@ func (m *member) moved() {
 // work starts the other two loops if there is something to do.
 func (m *member) work() {
 	w := m.w
-	if !m.busy.appending {
+	appends, applies := m.step.Queued()
+	if appends && !m.busy.appending {
 		m.busy.appending = true
 		took := w.write/2 + time.Duration(w.disks.Int64N(int64(w.write))) + m.writeExtra
-		m.later(took, m.appendQueued)
+		m.later(took, func() {
+			m.busy.appending = false
+			m.did(m.step.Append())
+		})
 	}
-	if !m.busy.applying {
+	if applies && !m.busy.applying {
 		m.busy.applying = true
 		m.later(time.Duration(w.schedule.IntN(500))*time.Microsecond, func() {
 			m.busy.applying = false
-			some, err := m.step.Apply()
-			if err != nil {
-				m.failed(err)
-				return
-			}
-			if some {
-				m.poll()
-				m.poke()
-			}
+			m.did(m.step.Apply())
 		})
 	}
 }
 
-func (m *member) appendQueued() {
-	m.busy.appending = false
-	some, err := m.step.Append()
+// did follows up on what one of the two has done.
+func (m *member) did(_ bool, err error) {
 	if err != nil {
 		m.failed(err)
 		return
 	}
-	if some {
-		m.poll()
-		m.poke()
-	}
+	m.poll()
+	m.poke()
 }
 
 // failed is the end of a process whose disk failed it.

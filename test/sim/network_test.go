@@ -54,10 +54,15 @@ func (n *network) send(m *member, msg *pb.Message) {
 
 // receive takes a message, now or when the pause ends.
 func (m *member) receive(msg *pb.Message) {
-	m.later(0, func() {
+	take := func() {
 		m.r.Step(msg)
 		m.poke()
-	})
+	}
+	if m.paused {
+		m.later(0, take)
+		return
+	}
+	take()
 }
 
 // lose loses a message; the sender may notice.

@@ -19,6 +19,12 @@ var (
 
 const runsDefault = 60
 
+func TestMain(m *testing.M) {
+	flag.Parse()
+	debug.SetGCPercent(800) // runs make much garbage and keep little
+	m.Run()
+}
+
 // result is what is left of a run.
 type result struct {
 	setup   setup
