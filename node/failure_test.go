@@ -92,7 +92,7 @@ func failOnce(t *testing.T, b *breaker, rng *rand.Rand) (starts int, err error) 
 	case !strings.Contains(ended.Error(), b.err.Error()):
 		return 0, fmt.Errorf("the member ended with %q, which is not the reason", ended)
 	}
-	o := &outage{t: t, keep: keepFew, again: 1 << 30}
+	o := &outage{t: t, keep: keepFew, flush: 3, again: 1 << 30}
 	o.mu.rng = rng
 	for i, mem := range left {
 		k := crash{mem: mem, last: last, compacted: compacted, what: fmt.Sprintf("the end, %d %% left", shares[i])}
@@ -115,7 +115,7 @@ func live(t *testing.T, fs vfs.FS, h *history) (err error) {
 	played := make(chan error, 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	go func() { played <- load{seed: 7, proposers: 1, commands: 8}.playUntil(ctx, t, m, h) }()
+	go func() { played <- load{seed: 7, proposers: 1, commands: 8, large: 10}.playUntil(ctx, t, m, h) }()
 	select {
 	case err := <-played:
 		if err != nil { // the member is on its way out

@@ -248,6 +248,7 @@ type load struct {
 	seed      uint64
 	proposers int
 	commands  int // of each
+	large     int // n: one value in n takes a good part of a segment
 }
 
 // play proposes until everything is acknowledged or something fails.
@@ -274,7 +275,7 @@ func (l load) playUntil(ctx context.Context, t testing.TB, m *member, h *history
 func (l load) step(ctx context.Context, t testing.TB, m *member, h *history, rng *rand.Rand, id string) error {
 	key := fmt.Sprintf("key-%d", rng.IntN(6))
 	value := id
-	if rng.IntN(10) == 0 {
+	if rng.IntN(max(l.large, 1)) == 0 && l.large > 0 {
 		value += strings.Repeat("x", 3000)
 	}
 	put := func(key string) *pb.RequestOp {
@@ -385,10 +386,11 @@ func (c *cutter) fs() vfs.FS { return errorfs.Wrap(c.disk, c) }
 // outage plays a load on a fresh member while the power is cut, and looks at
 // what is left each time.
 type outage struct {
-	t    testing.TB
-	seed uint64
-	keep int
-	load load
+	t     testing.TB
+	seed  uint64
+	keep  int
+	flush uint64 // entries after which the table is flushed
+	load  load
 
 	each  int
 	all   bool
@@ -407,6 +409,12 @@ func (o *outage) chance(one int) (*rand.Rand, bool) {
 	return rand.New(rand.NewPCG(o.mu.rng.Uint64(), 0)), o.mu.rng.IntN(one) == 0
 }
 
+func (o *outage) options(fs vfs.FS, fresh bool) memberOptions {
+	options := testOptions(fs, fresh, o.keep)
+	options.FlushEntries = o.flush
+	return options
+}
+
 func (o *outage) run() error {
 	o.mu.rng = rand.New(rand.NewPCG(o.seed, 1))
 	rng, _ := o.chance(1)
@@ -422,7 +430,7 @@ func (o *outage) run() error {
 
 	// Twice, so that a start on what was left in peace is among the moments.
 	for life := range 2 {
-		m, err := openMember(testOptions(c.fs(), true, o.keep))
+		m, err := openMember(o.options(c.fs(), true))
 		if err != nil {
 			return fmt.Errorf("open: %w", err)
 		}
@@ -479,7 +487,7 @@ func (o *outage) recover(k crash, h *history, depth int) error {
 		fs = c.fs()
 	}
 
-	m, err := openMember(testOptions(fs, k.last == 1, o.keep))
+	m, err := openMember(o.options(fs, k.last == 1))
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
@@ -582,13 +590,18 @@ func TestPowerLoss(t *testing.T) {
 	seed := setting(t, "KVORUM_POWER_SEED", rand.Uint64N(1<<32))
 	until := time.Now().Add(time.Duration(setting(t, "KVORUM_POWER_SECONDS", 5)) * time.Second)
 	first, second, rounds := 0, 0, 0
-	for round := uint64(0); round < 4 || time.Now().Before(until); round++ {
-		o := &outage{t: t, seed: seed + round*100, keep: keepFew, each: 1, all: true, again: 80, load: load{seed: seed + round*100, proposers: 1, commands: 4}}
-		if round%2 == 1 {
-			o.keep, o.load.commands = keepAll, 2
+	for round := uint64(0); round < 3 || time.Now().Before(until); round++ {
+		o := &outage{t: t, seed: seed + round*100, keep: keepFew, flush: 3, each: 1, all: true, again: 80}
+		o.load = load{seed: o.seed, proposers: 1, commands: 2, large: 10}
+		if round > 0 {
+			o.all, o.each, o.again = false, 1+int(round%3), 16
+			o.load.proposers, o.load.commands = 4, 12
 		}
-		if round >= 2 {
-			o.all, o.each, o.again, o.load.proposers, o.load.commands = false, 1+int(round%3), 16, 4, 12
+		switch round % 3 {
+		case 1: // memory and files forget entries that the table has not flushed
+			o.keep, o.flush, o.load.large = 1, 12, 2
+		case 2:
+			o.keep = keepAll
 		}
 		if err := o.run(); err != nil {
 			t.Fatalf("KVORUM_POWER_SEED=%d, round %d: %v", seed, round, err)
