@@ -523,3 +523,52 @@ func readersBesideWriter(t *testing.T, disk bool) {
 		t.Error("no view was read twice")
 	}
 }
+
+// TestHotKey puts one key again and again, beside one that is created and
+// deleted in turns, while its history is read, compacted and swept. None of it
+// may take time that grows with the square of the number of versions: here
+// that would be hours.
+func TestHotKey(t *testing.T) {
+	const versions = 200_000
+	b := newBed(t, true)
+	defer b.Close()
+	b.options.MemtableBytes = 0
+	b.crash(t, 0)
+	hot := encode(t, state.Command{Kind: state.Put, Request: &pb.PutRequest{Key: []byte("hot"), Value: []byte("v")}})
+	on := encode(t, state.Command{Kind: state.Put, Request: &pb.PutRequest{Key: []byte("blink")}})
+	off := encode(t, state.Command{Kind: state.DeleteRange, Request: &pb.DeleteRangeRequest{Key: []byte("blink")}})
+	e := state.Entry{Index: 2}
+	for n := 0; n < versions; n += 4 {
+		e.Commands = append(e.Commands, hot, on, hot, off)
+		if len(e.Commands) == 1000 {
+			if _, err := b.Apply([]state.Entry{e}); err != nil {
+				t.Fatal(err)
+			}
+			e.Index, e.Commands = e.Index+1, e.Commands[:0]
+		}
+	}
+	b.applied = e.Index - 1
+	old := b.View().Revision
+	for _, at := range []state.Revision{old / 3, old / 2, old - 1} {
+		b.apply(t, state.Command{Kind: state.Compact, Request: &pb.CompactionRequest{Revision: int64(at)}})
+		for i := range state.Revision(1000) {
+			a, err := b.View().Range(&pb.RangeRequest{Key: []byte("hot"), Revision: int64(at + i%(old-at))})
+			if err != nil || a.Count != 1 {
+				t.Fatal(a, err)
+			}
+		}
+		before := hashes(t, b.Machine)
+		for more := true; more; {
+			var err error
+			if more, err = b.Sweep(5000); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if after := hashes(t, b.Machine); after != before {
+			t.Fatalf("swept %s, was %s", after, before)
+		}
+	}
+	if total, _ := b.Size(); total > 17_000 {
+		t.Fatalf("size %d after the sweep", total)
+	}
+}
