@@ -44,8 +44,7 @@ type Store struct {
 	sweep sweep // owned by the caller of Sweep
 }
 
-// View returns what the writer sees. It is for the time before Apply, and for
-// the writer itself.
+// view returns what the writer has made so far.
 func (s *Store) view() View {
 	w := &s.writer
 	return View{store: s, root: w.tree.root, exact: w.exact, Revision: w.revision, Compacted: w.compacted}
