@@ -13,7 +13,7 @@ import (
 // time; a large one a share well below Go's own of 100 percent, since most of
 // what lives here lives long.
 const (
-	heapRoom     = 64 << 20
+	heapRoom     = 160 << 20
 	heapShareMin = 40  // percent
 	heapShareMax = 800 // percent
 )
