@@ -15,6 +15,7 @@ const (
 	unknown protocol = iota // so far
 	httpProtocol
 	grpcProtocol
+	memberProtocol
 )
 
 const (

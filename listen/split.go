@@ -9,13 +9,15 @@ import (
 )
 
 // Splitter parts the callers of one listener: those whose first request is
-// gRPC from those who speak HTTP of any version. Both kinds may come in clear
-// text or under TLS. A connection belongs to one side for good.
+// gRPC, or who begin as members do, from those who speak HTTP of any version.
+// Both kinds may come in clear text or under TLS. A connection belongs to one
+// side for good.
 type Splitter struct {
 	// Immutable after Split.
 	from    net.Listener
 	timeout time.Duration
-	grpc    *side
+	first   byte // what members begin with; 0: those apart speak gRPC
+	apart   *side
 	http    *side
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
@@ -35,14 +37,25 @@ func Split(l net.Listener) *Splitter {
 	return s
 }
 
+// SplitMembers takes over l, whose callers are members, which begin with the
+// byte first, or else speak HTTP.
+func SplitMembers(l net.Listener, first byte) *Splitter {
+	s := &Splitter{from: l, timeout: sniffTimeout, first: first}
+	s.start()
+	return s
+}
+
 func (s *Splitter) start() {
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.grpc, s.http = newSide(s), newSide(s)
+	s.apart, s.http = newSide(s), newSide(s)
 	s.running.Go(s.accept)
 }
 
 // GRPC yields the callers that speak gRPC.
-func (s *Splitter) GRPC() net.Listener { return s.grpc }
+func (s *Splitter) GRPC() net.Listener { return s.apart }
+
+// Members yields the callers that began as members do.
+func (s *Splitter) Members() net.Listener { return s.apart }
 
 // HTTP yields all others, those that speak nothing sensible included. Serve
 // them with a server made by HTTPServer.
@@ -72,13 +85,17 @@ func (s *Splitter) accept() {
 func (s *Splitter) sort(c net.Conn) {
 	// Wakes a read that would wait for a silent caller.
 	stop := context.AfterFunc(s.ctx, func() { c.Close() })
-	sorted, p, err := s.sniff(c)
+	sniff := s.sniff
+	if s.first != 0 {
+		sniff = s.sniffFirst
+	}
+	sorted, p, err := sniff(c)
 	if !stop() || err != nil || c.SetDeadline(time.Time{}) != nil {
 		c.Close()
 		return
 	}
-	if p == grpcProtocol {
-		s.grpc.deliver(sorted)
+	if p == grpcProtocol || p == memberProtocol {
+		s.apart.deliver(sorted)
 	} else {
 		s.http.deliver(sorted)
 	}
@@ -116,6 +133,22 @@ func (s *Splitter) sniff(c net.Conn) (net.Conn, protocol, error) {
 			return sn.conn(c), p, nil
 		}
 	}
+}
+
+// sniffFirst tells members by their first byte.
+func (s *Splitter) sniffFirst(c net.Conn) (net.Conn, protocol, error) {
+	if err := c.SetReadDeadline(time.Now().Add(s.timeout)); err != nil {
+		return nil, unknown, err
+	}
+	b := make([]byte, 1)
+	if _, err := c.Read(b); err != nil {
+		return nil, unknown, err
+	}
+	p := httpProtocol
+	if b[0] == s.first {
+		p = memberProtocol
+	}
+	return &conn{Conn: c, head: b}, p, nil
 }
 
 // conn returns c as if nothing had been read from it.

@@ -260,3 +260,35 @@ func TestSplitterCloseEndsWhatIsUnderWay(t *testing.T) {
 		}
 	}
 }
+
+func TestMembersAreToldFromHTTPByTheirFirstByte(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	s := SplitMembers(l, 0x8b)
+	h := HTTPServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") }))
+	var running sync.WaitGroup
+	running.Go(func() { h.Serve(s.HTTP()) })
+	defer running.Wait()
+	defer h.Close()
+	defer s.Close()
+
+	answer, err := http.Get("http://" + l.Addr().String())
+	must(t, err)
+	defer answer.Body.Close()
+	if body, _ := io.ReadAll(answer.Body); string(body) != "hello" {
+		t.Errorf("HTTP got %q", body)
+	}
+
+	c, err := net.Dial("tcp", l.Addr().String())
+	must(t, err)
+	defer c.Close()
+	_, err = c.Write([]byte("\x8bmember"))
+	must(t, err)
+	in, err := s.Members().Accept()
+	must(t, err)
+	defer in.Close()
+	b := make([]byte, 7)
+	if _, err := io.ReadFull(in, b); err != nil || string(b) != "\x8bmember" {
+		t.Errorf("the member's side got %q, %v", b, err)
+	}
+}

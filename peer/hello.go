@@ -19,6 +19,9 @@ const (
 // whatever takes the stream for text.
 const magic = "\x8bkvpr\r\n\x00"
 
+// FirstByte is what every caller begins with.
+const FirstByte = magic[0]
+
 const (
 	helloHeadBytes = len(magic) + 4 + 4
 	helloBytesMax  = 8192 // of the body

@@ -51,6 +51,9 @@ type Progress struct {
 	Learner bool
 }
 
+// Incarnation numbers the runs of this member, this one included.
+func (r *Replica[R]) Incarnation() uint64 { return r.log.Incarnation() }
+
 // Status returns what the core knows as of the last Work. What takes longer to
 // find out, Progress and Transferee, is left out unless asked for.
 func (c *Core) Status(all bool) Status {
