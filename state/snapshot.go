@@ -27,44 +27,79 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// WriteSnapshot writes the state as of an entry, and returns the entry's index.
-// Apply goes on meanwhile. Little of it is in memory at a time.
-func (m *Machine) WriteSnapshot(w io.Writer) (Index, error) {
-	v := m.View()
-	snap := v.core.table.Snapshot()
-	index, err := writeSnapshot(w, snap)
-	if err = errors.Join(err, snap.Close()); err != nil {
-		return 0, fmt.Errorf("state: write snapshot: %w", err)
-	}
-	return index, nil
+// Snapshot is the state as of an entry, while Apply goes on. It must be closed.
+type Snapshot struct {
+	Index         Index
+	Term          Term
+	Configuration []byte // of consensus at Index
+
+	rows table.Snapshot
+	id   []byte
 }
 
-func writeSnapshot(w io.Writer, from table.Reader) (Index, error) {
-	// The position is a row as others are, so it is that of this very snapshot.
-	encoded, found, err := from.Get(positionKey)
+// Snapshot returns the state as it is now.
+func (m *Machine) Snapshot() (*Snapshot, error) {
+	s := &Snapshot{rows: m.View().core.table.Snapshot()}
+	if err := s.read(); err != nil {
+		return nil, fmt.Errorf("state: snapshot: %w", errors.Join(err, s.rows.Close()))
+	}
+	return s, nil
+}
+
+func (s *Snapshot) read() error {
+	// The position is a row as others are, so it is that of these very rows.
+	encoded, found, err := s.rows.Get(positionKey)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if !found {
-		return 0, errors.New("nothing was applied yet")
+		return errors.New("nothing was applied yet")
 	}
 	at, err := parsePosition(encoded)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	id, _, err := from.Get(identityKey)
+	s.Index, s.Term = at.index, at.term
+	if s.Configuration, _, err = s.rows.Get(configurationKey); err != nil {
+		return err
+	}
+	s.id, _, err = s.rows.Get(identityKey)
+	return err
+}
+
+// Close lets go of what the snapshot holds.
+func (s *Snapshot) Close() error { return s.rows.Close() }
+
+// WriteSnapshot writes the state as it is now, and returns the index of the
+// entry that it is as of.
+func (m *Machine) WriteSnapshot(w io.Writer) (Index, error) {
+	s, err := m.Snapshot()
 	if err != nil {
 		return 0, err
 	}
-
-	f := frameWriter{w: w}
-	f.payload = append(f.payload, snapshotMagic...)
-	f.payload = append(f.payload, id...)
-	if err := f.flush(); err != nil {
+	if err := errors.Join(s.Write(w), s.Close()); err != nil {
 		return 0, err
 	}
+	return s.Index, nil
+}
+
+// Write writes the snapshot. Little of it is in memory at a time.
+func (s *Snapshot) Write(w io.Writer) error {
+	if err := s.write(w); err != nil {
+		return fmt.Errorf("state: write snapshot: %w", err)
+	}
+	return nil
+}
+
+func (s *Snapshot) write(w io.Writer) error {
+	f := frameWriter{w: w}
+	f.payload = append(f.payload, snapshotMagic...)
+	f.payload = append(f.payload, s.id...)
+	if err := f.flush(); err != nil {
+		return err
+	}
 	var failed error
-	err = from.Scan([]byte{table.Meta}, []byte{0xff}, func(key, value []byte) bool {
+	err := s.rows.Scan([]byte{table.Meta}, []byte{0xff}, func(key, value []byte) bool {
 		f.payload = binary.AppendUvarint(f.payload, uint64(len(key)))
 		f.payload = append(f.payload, key...)
 		f.payload = binary.AppendUvarint(f.payload, uint64(len(value)))
@@ -75,14 +110,14 @@ func writeSnapshot(w io.Writer, from table.Reader) (Index, error) {
 		return failed == nil
 	})
 	if err = errors.Join(err, failed); err != nil {
-		return 0, err
+		return err
 	}
 	if len(f.payload) > 0 {
 		if err := f.flush(); err != nil {
-			return 0, err
+			return err
 		}
 	}
-	return at.index, f.flush() // empty: those were all
+	return f.flush() // empty: those were all
 }
 
 type frameWriter struct {
