@@ -43,6 +43,11 @@ func TestJudges(t *testing.T) {
 		{name: "unknown and late", history: []Operation{at(0, 0, unknown(put("a", 0))), at(2, 3, get("", 0, 1)), at(4, 5, get("a", 2, 2))}},
 		{name: "unknown and undone", history: []Operation{at(0, 0, unknown(put("a", 0))), at(2, 3, get("a", 2, 2)), at(4, 5, get("", 0, 2))}, check: "not linearizable"},
 		{name: "unknown deletion", history: []Operation{at(0, 1, put("a", 2)), at(2, 2, unknown(Operation{Kind: Delete, Key: "k"})), at(4, 5, get("", 0, 3))}},
+		{name: "unknown and deleted unseen", history: []Operation{
+			at(0, 0, unknown(put("a", 0))),
+			at(2, 3, Operation{Kind: Delete, Key: "k", Done: true, Revision: 3}), at(4, 5, get("", 0, 3)),
+		}},
+		{name: "deleted and never there", history: []Operation{at(2, 3, Operation{Kind: Delete, Key: "k", Done: true, Revision: 3})}, check: "not linearizable"},
 		{name: "one swap of two", history: []Operation{
 			at(0, 9, Operation{Kind: Swap, Key: "k", Value: "a", Done: true, Revision: 2}),
 			at(0, 9, Operation{Kind: Swap, Key: "k", Value: "b", Done: false, Revision: 2}),
