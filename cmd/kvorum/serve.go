@@ -25,14 +25,21 @@ func serve(args []string, called string) int {
 	settings, notes, err := config.Parse(args, os.Environ(), called)
 	switch {
 	case errors.Is(err, config.ErrHelp):
-		config.Usage(os.Stdout, called)
+		config.Usage(os.Stdout, command(called))
 		return 0
 	case errors.Is(err, config.ErrVersion):
 		printVersion(os.Stdout)
 		return 0
 	}
 
-	log := logger(settings, called)
+	people := settings.Log.Format == "console" || called != "etcd" && term.IsTerminal(int(os.Stderr.Fd()))
+	out, closeLogs, logErr := outputs(settings.Log.Outputs)
+	if logErr != nil {
+		fmt.Fprintln(os.Stderr, logErr)
+		return 1
+	}
+	defer closeLogs()
+	log := logger(settings, out, people)
 	for _, note := range notes {
 		log.Log(context.Background(), note.Level, note.Text)
 	}
@@ -44,11 +51,15 @@ func serve(args []string, called string) int {
 		}
 		return 1
 	}
-	log.LogAttrs(context.Background(), slog.LevelInfo, "starting", append([]slog.Attr{
+	about := []slog.Attr{
 		slog.String("kvorum-version", buildVersion()),
 		slog.String("etcd-version", version.Version),
 		slog.String("go-version", runtime.Version()),
-	}, settings.Dump()...)...)
+	}
+	if !people {
+		about = append(about, settings.Dump()...)
+	}
+	log.LogAttrs(context.Background(), slog.LevelInfo, "starting", about...)
 
 	// SIGHUP ends the server too: its terminal has gone.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -69,7 +80,7 @@ func command(called string) string {
 
 // logger writes what etcd's log readers expect, but on the terminal of
 // somebody who runs kvorum by its own name, lines for people.
-func logger(s *config.Server, called string) *slog.Logger {
+func logger(s *config.Server, out io.Writer, people bool) *slog.Logger {
 	level := slog.LevelInfo
 	switch s.Log.Level {
 	case "debug":
@@ -79,11 +90,44 @@ func logger(s *config.Server, called string) *slog.Logger {
 	case "error", "panic", "fatal":
 		level = slog.LevelError
 	}
-	people := s.Log.Format == "console" || called != "etcd" && term.IsTerminal(int(os.Stderr.Fd()))
 	if people {
-		return node.NewTerminalLogger(os.Stderr, level)
+		return node.NewTerminalLogger(out, level)
 	}
-	return node.NewLogger(os.Stderr, level)
+	return node.NewLogger(out, level)
+}
+
+// outputs opens what --log-outputs names: streams, or files that grow. Under
+// systemd the journal reads standard error.
+func outputs(names []string) (w io.Writer, closeAll func(), err error) {
+	var all []io.Writer
+	var files []*os.File
+	closeAll = func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}
+	for _, name := range names {
+		switch name {
+		case "default", "stderr", "systemd/journal":
+			all = append(all, os.Stderr)
+		case "stdout":
+			all = append(all, os.Stdout)
+		default:
+			f, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+			if err != nil {
+				closeAll()
+				return nil, nil, fmt.Errorf("--log-outputs: %w", err)
+			}
+			all, files = append(all, f), append(files, f)
+		}
+	}
+	switch len(all) {
+	case 0:
+		return os.Stderr, closeAll, nil
+	case 1:
+		return all[0], closeAll, nil
+	}
+	return io.MultiWriter(all...), closeAll, nil
 }
 
 // printVersion writes the four lines that tools look for, ours first among
