@@ -19,8 +19,8 @@ const (
 // whatever takes the stream for text.
 const magic = "\x8bkvpr\r\n\x00"
 
-// FirstByte is what every caller begins with.
-const FirstByte = magic[0]
+// FirstByte is what every caller begins with: the first of magic.
+const FirstByte byte = 0x8b
 
 const (
 	helloHeadBytes = len(magic) + 4 + 4
