@@ -174,6 +174,14 @@ func (b *batch) command(c Command) (Outcome, error) {
 		return decoded(c.Encoded, new(pb.AlarmRequest), b.alarm)
 	case Publish:
 		return decoded(c.Encoded, new(pb.Member), b.publish)
+	case MemberAdd:
+		return decoded(c.Encoded, new(pb.Member), b.addMember)
+	case MemberRemove:
+		return decoded(c.Encoded, new(pb.MemberRemoveRequest), b.removeMember)
+	case MemberUpdate:
+		return decoded(c.Encoded, new(pb.MemberUpdateRequest), b.updateMember)
+	case MemberPromote:
+		return decoded(c.Encoded, new(pb.MemberPromoteRequest), b.promoteMember)
 	}
 	return Outcome{}, fmt.Errorf("kind %d: %w", c.Kind, errKind)
 }
@@ -349,19 +357,6 @@ func (b *batch) alarm(q *pb.AlarmRequest) (Outcome, error) {
 		}
 	}
 	return Outcome{Response: &pb.AlarmResponse{Header: header(b.keys.Revision()), Alarms: alarm.Messages(told)}}, nil
-}
-
-// publish stores what a member says of itself once it has started.
-func (b *batch) publish(q *pb.Member) (Outcome, error) {
-	m, ok := b.next.members.Find(MemberID(q.ID))
-	if !ok {
-		return refuse(fault.MemberNotFound), nil
-	}
-
-	m.Name, m.ClientURLs = q.Name, q.ClientURLs
-	b.next.members = b.next.members.Put(&b.rows, m)
-
-	return Outcome{Response: &pb.MemberUpdateResponse{Header: header(0), Members: b.next.MemberMessages()}}, nil
 }
 
 // Genesis is how a cluster begins. All members begin with the same.

@@ -21,6 +21,12 @@ const (
 	Compact     Kind = 4 // etcdserverpb.CompactionRequest
 	Alarm       Kind = 5 // etcdserverpb.AlarmRequest
 	Publish     Kind = 6 // etcdserverpb.Member: the name and the client URLs of one that has started
+
+	// Those that change who votes come with a Configuration in their entry.
+	MemberAdd     Kind = 7  // etcdserverpb.Member: id, peer URLs, learner
+	MemberRemove  Kind = 8  // etcdserverpb.MemberRemoveRequest
+	MemberUpdate  Kind = 9  // etcdserverpb.MemberUpdateRequest
+	MemberPromote Kind = 10 // etcdserverpb.MemberPromoteRequest
 )
 
 // Principal is who asks. The empty one is the cluster itself, or anybody while

@@ -41,6 +41,14 @@ func makeLog(t testing.TB, r chance, n int) []state.Entry {
 				e.Commands = append(e.Commands, encode(t, state.Command{Kind: state.Publish, Request: &pb.Member{
 					ID: 1 + r.Uint64N(2), Name: fmt.Sprint("name", i), ClientURLs: []string{"http://c"},
 				}}))
+			case n == 3:
+				id, at := 1+r.Uint64N(9), []string{fmt.Sprint("http://", r.IntN(9))}
+				e.Commands = append(e.Commands, encode(t, []state.Command{
+					{Kind: state.MemberAdd, Request: &pb.Member{ID: id, PeerURLs: at, IsLearner: r.IntN(2) == 0}},
+					{Kind: state.MemberRemove, Request: &pb.MemberRemoveRequest{ID: id}},
+					{Kind: state.MemberUpdate, Request: &pb.MemberUpdateRequest{ID: id, PeerURLs: at}},
+					{Kind: state.MemberPromote, Request: &pb.MemberPromoteRequest{ID: id}},
+				}[r.IntN(4)]))
 			default:
 				c := r.command(m.revision(), m.compacted)
 				m.apply(c)

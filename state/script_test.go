@@ -145,7 +145,11 @@ func (s *script) line(out *strings.Builder, line string) {
 		restoreElsewhere(t, s.bed)
 	case "/members":
 		for _, m := range s.bed.View().Members() {
-			fmt.Fprintf(out, "%d %q %v %v\n", m.ID, m.Name, m.PeerURLs, m.ClientURLs)
+			fmt.Fprintf(out, "%d %q %v %v", m.ID, m.Name, m.PeerURLs, m.ClientURLs)
+			if m.Learner {
+				fmt.Fprint(out, " learner")
+			}
+			fmt.Fprintln(out)
 		}
 	case "/alarms":
 		fmt.Fprintln(out, alarms(s.bed.View().Alarms(pb.AlarmType_NONE)))
@@ -275,6 +279,16 @@ func options(words []string) (plain []string, named map[string]string) {
 	return plain, named
 }
 
+// urls are the words that say something, as addresses.
+func urls(words []string) (all []string) {
+	for _, w := range words {
+		if w != "-" {
+			all = append(all, "http://"+w)
+		}
+	}
+	return all
+}
+
 func parseCommand(t *testing.T, words []string) state.Command {
 	plain, named := options(words[1:])
 	_, prev := named["prev"]
@@ -304,6 +318,19 @@ func parseCommand(t *testing.T, words []string) state.Command {
 			Action: pb.AlarmRequest_AlarmAction(pb.AlarmRequest_AlarmAction_value[plain[0]]),
 			Alarm:  pb.AlarmType(pb.AlarmType_value[plain[1]]), MemberID: uint64(int("member")),
 		}}
+	case "member-add": // addresses follow the id
+		_, learner := named["learner"]
+		return state.Command{Kind: state.MemberAdd, Request: &pb.Member{
+			ID: uint64(number(t, plain[0])), PeerURLs: urls(plain[1:]), IsLearner: learner,
+		}}
+	case "member-remove":
+		return state.Command{Kind: state.MemberRemove, Request: &pb.MemberRemoveRequest{ID: uint64(number(t, plain[0]))}}
+	case "member-update":
+		return state.Command{Kind: state.MemberUpdate, Request: &pb.MemberUpdateRequest{
+			ID: uint64(number(t, plain[0])), PeerURLs: urls(plain[1:]),
+		}}
+	case "member-promote":
+		return state.Command{Kind: state.MemberPromote, Request: &pb.MemberPromoteRequest{ID: uint64(number(t, plain[0]))}}
 	case "publish":
 		return state.Command{Kind: state.Publish, Request: &pb.Member{
 			ID: uint64(number(t, plain[0])), Name: plain[1], ClientURLs: []string{named["url"]},

@@ -127,6 +127,15 @@ func (v *View) Members() []Member { return v.members.All() }
 // Member returns the member with an id.
 func (v *View) Member(id MemberID) (Member, bool) { return v.members.Find(id) }
 
+// RemovedMembers returns the ids of former members; not to be changed.
+func (v *View) RemovedMembers() []MemberID { return v.members.Removed() }
+
+// Removed tells whether an id is that of a former member.
+func (v *View) Removed(id MemberID) bool { return v.members.WasRemoved(id) }
+
+// SameMembers tells whether nothing about members changed between two views.
+func (v *View) SameMembers(other *View) bool { return v.members == other.members }
+
 // MemberMessages returns the members as clients are told of them.
 func (v *View) MemberMessages() []*pb.Member {
 	var out []*pb.Member

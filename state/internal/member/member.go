@@ -28,8 +28,12 @@ type Member struct {
 	Learner    bool
 }
 
-// Set is the members of a cluster, by id. The nil set is empty.
-type Set struct{ members []Member }
+// Set is the members of a cluster, by id, and the ids of those who were
+// removed. The nil set is empty.
+type Set struct {
+	members []Member
+	removed []ID // ascending
+}
 
 // Rows takes changes of rows.
 type Rows interface {
@@ -63,6 +67,31 @@ func (s *Set) Find(id ID) (Member, bool) {
 	return s.members[i], true
 }
 
+// Removed returns the ids of former members in their order. They are not to be
+// changed.
+func (s *Set) Removed() []ID {
+	if s == nil {
+		return nil
+	}
+	return s.removed
+}
+
+// WasRemoved tells whether an id is that of a former member.
+func (s *Set) WasRemoved(id ID) bool {
+	_, ok := slices.BinarySearch(s.Removed(), id)
+	return ok
+}
+
+// At returns the member other than but that has one of the addresses.
+func (s *Set) At(peerURLs []string, but ID) (Member, bool) {
+	for _, m := range s.All() {
+		if m.ID != but && slices.ContainsFunc(peerURLs, func(u string) bool { return slices.Contains(m.PeerURLs, u) }) {
+			return m, true
+		}
+	}
+	return Member{}, false
+}
+
 // Put adds or replaces a member.
 func (s *Set) Put(rows Rows, m Member) *Set {
 	value, err := proto.MarshalOptions{Deterministic: true}.Marshal(m.Message())
@@ -73,6 +102,12 @@ func (s *Set) Put(rows Rows, m Member) *Set {
 	return s.with(m)
 }
 
+// Remove removes a member. Its row stays, without what it said.
+func (s *Set) Remove(rows Rows, id ID) *Set {
+	rows.Set(key(id), nil)
+	return s.without(id)
+}
+
 func (s *Set) with(m Member) *Set {
 	i, ok := s.find(m.ID)
 	next := slices.Clone(s.All())
@@ -81,7 +116,17 @@ func (s *Set) with(m Member) *Set {
 	} else {
 		next = slices.Insert(next, i, m)
 	}
-	return &Set{next}
+	return &Set{next, s.Removed()}
+}
+
+func (s *Set) without(id ID) *Set {
+	next := &Set{slices.Clone(s.All()), slices.Clone(s.Removed())}
+	if i, ok := s.find(id); ok {
+		next.members = slices.Delete(next.members, i, i+1)
+	}
+	i, _ := slices.BinarySearch(next.removed, id)
+	next.removed = slices.Insert(next.removed, i, id)
+	return next
 }
 
 func key(id ID) []byte {
@@ -93,6 +138,10 @@ func Load(r table.Reader) (*Set, error) {
 	var s *Set
 	var failed error
 	err := r.Scan([]byte{table.Members}, []byte{table.Members + 1}, func(key, value []byte) bool {
+		if len(value) == 0 && len(key) == 1+8 {
+			s = s.without(ID(binary.BigEndian.Uint64(key[1:])))
+			return true
+		}
 		var m pb.Member
 		if failed = proto.Unmarshal(value, &m); failed != nil {
 			failed = fmt.Errorf("member: decode %x: %w", key, failed)

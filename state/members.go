@@ -1,0 +1,91 @@
+package state
+
+import (
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/kvorum/kvorum/fault"
+)
+
+// What is checked here depends on the state alone. Whether a change is wise
+// just now, since members are down or behind, is asked before it is proposed.
+
+// publish stores what a member says of itself once it has started.
+func (b *batch) publish(q *pb.Member) (Outcome, error) {
+	m, ok := b.next.members.Find(MemberID(q.ID))
+	if !ok {
+		return refuse(fault.MemberNotFound), nil
+	}
+
+	m.Name, m.ClientURLs = q.Name, q.ClientURLs
+	b.next.members = b.next.members.Put(&b.rows, m)
+
+	return Outcome{Response: &pb.MemberUpdateResponse{Header: header(0), Members: b.next.MemberMessages()}}, nil
+}
+
+// addMember adds a member that nobody has heard of yet.
+func (b *batch) addMember(q *pb.Member) (Outcome, error) {
+	id := MemberID(q.ID)
+	if b.next.members.WasRemoved(id) {
+		return refuse(fault.MemberNotFound), nil // an id is never used twice
+	}
+	if _, ok := b.next.members.Find(id); ok || id == 0 {
+		return refuse(fault.MemberExists), nil
+	}
+	if len(q.PeerURLs) == 0 {
+		return refuse(fault.MemberURLs), nil
+	}
+	if _, taken := b.next.members.At(q.PeerURLs, id); taken {
+		return refuse(fault.PeerURLExists), nil
+	}
+
+	m := Member{ID: id, PeerURLs: q.PeerURLs, Learner: q.IsLearner}
+	b.next.members = b.next.members.Put(&b.rows, m)
+
+	return Outcome{Response: &pb.MemberAddResponse{Header: header(0), Member: m.Message(), Members: b.next.MemberMessages()}}, nil
+}
+
+func (b *batch) removeMember(q *pb.MemberRemoveRequest) (Outcome, error) {
+	id := MemberID(q.ID)
+	if _, ok := b.next.members.Find(id); !ok {
+		return refuse(fault.MemberNotFound), nil
+	}
+
+	b.next.members = b.next.members.Remove(&b.rows, id)
+
+	return Outcome{Response: &pb.MemberRemoveResponse{Header: header(0), Members: b.next.MemberMessages()}}, nil
+}
+
+// updateMember changes where a member is found, and nothing else of it.
+func (b *batch) updateMember(q *pb.MemberUpdateRequest) (Outcome, error) {
+	m, ok := b.next.members.Find(MemberID(q.ID))
+	if !ok {
+		return refuse(fault.MemberNotFound), nil
+	}
+	if len(q.PeerURLs) == 0 {
+		return refuse(fault.MemberURLs), nil
+	}
+	if _, taken := b.next.members.At(q.PeerURLs, m.ID); taken {
+		return refuse(fault.PeerURLExists), nil
+	}
+
+	m.PeerURLs = q.PeerURLs
+	b.next.members = b.next.members.Put(&b.rows, m)
+
+	return Outcome{Response: &pb.MemberUpdateResponse{Header: header(0), Members: b.next.MemberMessages()}}, nil
+}
+
+// promoteMember gives a learner its vote.
+func (b *batch) promoteMember(q *pb.MemberPromoteRequest) (Outcome, error) {
+	m, ok := b.next.members.Find(MemberID(q.ID))
+	if !ok {
+		return refuse(fault.MemberNotFound), nil
+	}
+	if !m.Learner {
+		return refuse(fault.NotLearner), nil
+	}
+
+	m.Learner = false
+	b.next.members = b.next.members.Put(&b.rows, m)
+
+	return Outcome{Response: &pb.MemberPromoteResponse{Header: header(0), Members: b.next.MemberMessages()}}, nil
+}
