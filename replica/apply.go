@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/internal/mutant"
 	"github.com/kvorum/kvorum/replica/internal/raftlog"
 )
 
@@ -227,7 +228,7 @@ func (a *Applier[R]) flush() (accepted bool, err error) {
 
 	last := a.entries[len(a.entries)-1]
 	a.at.Index, a.at.Term = last.Index, last.Term
-	accepted = len(last.Commands) == 0 || a.accepted(results[len(results)-1])
+	accepted = len(last.Commands) == 0 || a.accepted(results[len(results)-1]) || mutant.On("refused change holds")
 
 	clear(a.entries)
 	clear(a.waiting)
@@ -245,6 +246,9 @@ func (a *Applier[R]) Restore(m *pb.Snapshot) error {
 	}
 	if applied, durable := a.machine.Applied(); applied != at.Index || durable != at.Index {
 		return fmt.Errorf("replica: restore the snapshot at %d: the state is at %d, durable up to %d", at.Index, applied, durable)
+	}
+	if mutant.On("membership survives a snapshot") && len(a.at.Configuration.GetVoters()) > 0 {
+		at.Configuration = a.at.Configuration
 	}
 	a.at = at
 	return nil

@@ -10,6 +10,8 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 	"go.etcd.io/raft/v3/tracker"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/kvorum/kvorum/internal/mutant"
 )
 
 // CoreOptions say what a core starts from. ID, Incarnation and Storage have no
@@ -144,7 +146,7 @@ func NewCore(o CoreOptions) (*Core, error) {
 	if err != nil {
 		return nil, err
 	}
-	node, err := raft.NewRawNode(&raft.Config{
+	config := raft.Config{
 		ID:                        o.ID,
 		ElectionTick:              o.ElectionTicks,
 		HeartbeatTick:             o.HeartbeatTicks,
@@ -160,7 +162,11 @@ func NewCore(o CoreOptions) (*Core, error) {
 		PreVote:                   !o.NoPreVote,
 		StepDownOnRemoval:         false, // see resign
 		Logger:                    raftLogger{o.Logger},
-	})
+	}
+	if mutant.On("leader reads by its clock") {
+		config.ReadOnlyOption = raft.ReadOnlyLeaseBased
+	}
+	node, err := raft.NewRawNode(&config)
 	if err != nil {
 		return nil, err
 	}
@@ -202,7 +208,7 @@ func (c *Core) resign() {
 	}
 	stalled := len(c.writing) > 0 && c.tick-c.writing[0] >= patience
 	removed := !slices.Contains(c.members.GetVoters(), c.o.ID) && !slices.Contains(c.members.GetVotersOutgoing(), c.o.ID)
-	if !stalled && !removed {
+	if !stalled && (!removed || mutant.On("removed leader stays")) {
 		return
 	}
 	var best, match uint64
@@ -349,6 +355,9 @@ func (c *Core) ask() {
 }
 
 func (c *Core) readID(attempt uint64) []byte {
+	if mutant.On("reads share a number") {
+		attempt = 0
+	}
 	b := make([]byte, 0, 24)
 	b = binary.LittleEndian.AppendUint64(b, c.o.ID)
 	b = binary.LittleEndian.AppendUint64(b, c.o.Incarnation)

@@ -32,6 +32,7 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 
 	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/internal/mutant"
 	"github.com/kvorum/kvorum/metric"
 	"github.com/kvorum/kvorum/replica/internal/raftlog"
 )
@@ -234,7 +235,7 @@ func open[R any](machine Machine[R], o Options[R], log *raftlog.Log, applied uin
 		applies:  newQueue[applyJob](),
 	}
 	r.applier = newApplier(machine, o.Accepted, r.pending, at)
-	if at.Index > applied {
+	if at.Index > applied && !mutant.On("interrupted restore forgotten") {
 		if err := r.applier.Restore(snapshot); err != nil {
 			return nil, err
 		}

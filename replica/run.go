@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/internal/mutant"
 )
 
 // writingMax is how many appends may be under way when proposals are taken:
@@ -331,7 +332,7 @@ func (r *Replica[R]) finishReads() {
 	l := &r.loop
 	n := 0
 	for _, reading := range l.readers {
-		if reading.index > r.core.applied {
+		if reading.index > r.core.applied && !mutant.On("read before apply") {
 			break // later rounds wait for no less
 		}
 		for _, w := range reading.waiters {
@@ -542,7 +543,10 @@ func (r *Replica[R]) apply(jobs []applyJob) error {
 		if err != nil {
 			return err
 		}
-		_, durable := r.machine.Applied()
+		applied, durable := r.machine.Applied()
+		if mutant.On("log cut at applied") {
+			durable = applied
+		}
 		r.durable.Store(durable)
 		r.submit(func(in *inbox[R]) { in.applied = append(in.applied, done...) })
 		clear(done)

@@ -17,6 +17,7 @@ type nemesis struct {
 	count  map[string]int
 	change *op // of the membership, under way
 	ids    uint64
+	over   bool // all is healed
 }
 
 // harm is one kind of fault.
@@ -48,7 +49,11 @@ var faults = []harm{
 			d.failIn = 1 + n.w.fate.IntN(8)
 		}
 	}},
-	{"failing restore", func(n *nemesis) { n.any().failing = true }},
+	{"failing restore", func(n *nemesis) {
+		for _, m := range n.w.members {
+			m.failing = true // those that restore are few
+		}
+	}},
 	{"full disk", func(n *nemesis) {
 		m := n.any()
 		m.disk.full = true
@@ -87,7 +92,11 @@ var faults = []harm{
 		at := time.Duration(0)
 		for _, l := range links {
 			at += n.while(1)
-			n.w.after(at, func() { n.w.network.cut[l] = true })
+			n.w.after(at, func() {
+				if !n.over {
+					n.w.network.cut[l] = true
+				}
+			})
 		}
 		n.w.fate.Shuffle(len(links), func(i, j int) { links[i], links[j] = links[j], links[i] })
 		for _, l := range links {
@@ -272,15 +281,14 @@ func (n *nemesis) configure() {
 	leader.watch(o)
 }
 
-// heal ends all faults. What was going to end later may do so still.
+// heal ends all faults.
 func (n *nemesis) heal() {
 	w := n.w
 	w.note("heal", 0, 0, 0)
+	n.over = true
 	clear(w.network.cut)
 	clear(w.network.slow)
 	w.network.loss, w.setup.loss = 0, 0
-	// Clogging that is still under way.
-	w.network.cut = map[link]bool{}
 	for _, m := range w.members {
 		m.disk.full, m.disk.failIn = false, 0
 		m.writeExtra, m.rate, m.failing = 0, 100, false

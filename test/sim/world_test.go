@@ -98,7 +98,6 @@ type world struct {
 	history []*op
 	leaders map[uint64]uint64 // by term
 	floor   uint64            // newest index that somebody has been told of
-	healed  bool
 
 	marks map[string]int
 	trace trace
@@ -213,7 +212,6 @@ func (w *world) run() {
 func (w *world) settle() {
 	election := w.tick * time.Duration(w.electionTicks) * 2 // timeouts are drawn up to twice as long
 	limit := w.now + 40*election + 5*time.Second
-	w.healed = true
 	if !w.until(limit, w.agreed) {
 		for _, m := range w.members {
 			w.note("left", m.id, 0, 0)
@@ -261,7 +259,14 @@ func (w *world) membership() []*member {
 // agreed tells whether all members of the cluster hold the same, under one
 // leader.
 func (w *world) agreed() bool {
+	if len(w.oracle.entries) == 0 {
+		return false
+	}
 	members := w.membership()
+	last := w.oracle.entries[len(w.oracle.entries)-1]
+	if len(w.oracle.members.GetVotersOutgoing()) > 0 || w.nemesis.change != nil && !w.nemesis.change.done {
+		return false // the membership is about to change
+	}
 	var leader uint64
 	for i, m := range members {
 		if !m.up || m.paused {
@@ -271,7 +276,7 @@ func (w *world) agreed() bool {
 		if i == 0 {
 			leader = s.Leader
 		}
-		if !w.oracle.voter(s.Leader) || s.Leader != leader || s.Transferee != 0 || uint64(m.state.View().Index) != w.oracle.last() {
+		if !w.oracle.voter(s.Leader) || s.Leader != leader || s.Transferee != 0 || s.Term != last.term || uint64(m.state.View().Index) != w.oracle.last() {
 			return false
 		}
 	}

@@ -25,6 +25,7 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/kvorum/kvorum/internal/mutant"
 	"github.com/kvorum/kvorum/wal"
 )
 
@@ -175,7 +176,9 @@ func (l *Log) begin(o Options, p replay) error {
 	l.restored = l.hard
 	l.initial = l.mu.applied.Configuration
 
-	l.incarnation++
+	if !mutant.On("runs share a number") {
+		l.incarnation++
+	}
 	l.reset()
 	if !p.began {
 		l.addMark()
@@ -229,12 +232,12 @@ func (l *Log) Append(messages []*pb.Message) error {
 	// Behind the entries, so that a commit index never comes before its entry.
 	if l.stale && (promised || len(l.ends) > 0) {
 		l.addHard()
-		l.unsynced = l.unsynced || promised
+		l.unsynced = l.unsynced || promised && !mutant.On("vote before sync")
 	}
 	if err := l.write(); err != nil {
 		return err
 	}
-	if wanted && l.unsynced {
+	if wanted && l.unsynced && !mutant.On("answer before sync") {
 		if err := l.wal.Sync(); err != nil {
 			return err
 		}

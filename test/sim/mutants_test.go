@@ -1,0 +1,47 @@
+//go:build mutants
+
+package sim
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kvorum/kvorum/internal/mutant"
+)
+
+// TestMutants lets one mistake after the other live, and wants the seeds to
+// find each. Most are mistakes of etcd's past; the numbers are of its issues.
+func TestMutants(t *testing.T) {
+	for _, m := range []struct{ name, like string }{
+		{"answer before sync", "14370: an answer before the log is on the disk"},
+		{"vote before sync", "14143: promises lost with what was not synced"},
+		{"log cut at applied", "13766: what is applied taken for what is durable"},
+		{"interrupted restore forgotten", "10219: a crash between the mark of a snapshot and the snapshot"},
+		{"membership survives a snapshot", "20793: two opinions about who is a member"},
+		{"refused change holds", "13348: a change of the membership in one place only"},
+		{"runs share a number", "the outcome of another's command"},
+		{"reads share a number", "20418: a late answer to an earlier read"},
+		{"leader reads by its clock", "741: a leader that no longer is one answers"},
+		{"read before apply", "a read that does not wait for what it has to show"},
+		{"removed leader stays", "11640: removed, and in the way"},
+		{"torn batch believed", "5230: half a write taken for a whole one"},
+		{"torn tail refused", "15069: a member that does not start after a power loss"},
+		{"segment without its name", "11488: a file whose name was not synced"},
+		{"spare keeps its name", "a file that is reused before its old name is gone"},
+	} {
+		t.Run(m.name, func(t *testing.T) {
+			mutant.Wake(m.name)
+			defer mutant.Wake("")
+			began := time.Now()
+			for seed := *seedFlag; seed < *seedFlag+max(*runsFlag, 500); seed++ {
+				if r := simulate(t, seed); r.failure != "" {
+					why, _, _ := strings.Cut(r.failure, "\n")
+					t.Logf("%s: caught by seed %d after %v: %.200s", m.like, seed, time.Since(began).Round(time.Millisecond), why)
+					return
+				}
+			}
+			t.Errorf("%s: not caught in %v", m.like, time.Since(began).Round(time.Millisecond))
+		})
+	}
+}
