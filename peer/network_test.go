@@ -31,8 +31,9 @@ type proxy struct {
 	// was sent before. It may change it, or end the connection.
 	meddle atomic.Pointer[func(conn int, at int64, b []byte) bool]
 
-	mu    sync.Mutex
-	conns []net.Conn
+	mu     sync.Mutex
+	conns  []net.Conn
+	closed bool
 }
 
 func newProxy(t *testing.T, target *node) *proxy {
@@ -43,6 +44,9 @@ func newProxy(t *testing.T, target *node) *proxy {
 	t.Cleanup(func() {
 		x.thaw()
 		l.Close()
+		x.mu.Lock()
+		x.closed = true
+		x.mu.Unlock()
 		x.cut()
 		x.running.Wait()
 	})
@@ -61,6 +65,10 @@ func (x *proxy) accept() {
 			continue
 		}
 		x.mu.Lock()
+		if x.closed {
+			in.Close()
+			out.Close()
+		}
 		x.conns = append(x.conns, in, out)
 		x.mu.Unlock()
 		x.running.Go(func() { x.pipe(out, in, n, true) })
@@ -203,11 +211,8 @@ func TestFlippedBitsAreNoticed(t *testing.T) {
 	entry := bytes.Repeat([]byte("entry"), 100)
 	for bit := range 60 {
 		before := b.p.o.Metrics.ReceivedFailures.With("1").Value()
-		var flipped atomic.Bool
 		x.set(func(_ int, at int64, p []byte) bool {
-			// Only full-sized messages: what is flipped in a ping is found as well,
-			// but the caller may not be the log lane.
-			if len(p) > 500 && !flipped.Swap(true) {
+			if len(p) > 500 { // no hello, no ping
 				p[(bit*37)%len(p)] ^= 1 << (bit % 8)
 			}
 			return true
@@ -216,6 +221,7 @@ func TestFlippedBitsAreNoticed(t *testing.T) {
 			a.p.Send([]*pb.Message{message(pb.MsgApp, a, b, 9, entry)})
 			return b.p.o.Metrics.ReceivedFailures.With("1").Value() > before
 		})
+		x.set(func(int, int64, []byte) bool { return true })
 		connected(t, a, b)
 	}
 	for {
@@ -238,7 +244,7 @@ func TestUrgentLaneIsNotDelayed(t *testing.T) {
 		deliver := o.Deliver
 		o.Deliver = func(m *pb.Message) {
 			if m.GetType() == pb.MsgApp {
-				<-time.After(20 * time.Millisecond) // a link of 50 MB a second
+				<-time.After(50 * time.Millisecond) // a link of 20 MB a second
 			}
 			deliver(m)
 		}
@@ -261,7 +267,7 @@ func TestUrgentLaneIsNotDelayed(t *testing.T) {
 	if queued := a.p.Status()[0].QueuedBytes; queued < backlog/4 {
 		t.Errorf("the backlog has gone: %d bytes are left", queued)
 	}
-	if worst > 200*time.Millisecond {
+	if worst > time.Second { // the backlog takes five
 		t.Errorf("a heartbeat took %v", worst)
 	}
 	t.Logf("worst heartbeat: %v", worst)
@@ -711,6 +717,9 @@ func TestStopSendsWhatWaits(t *testing.T) {
 	meet(a, b)
 	connected(t, a, b)
 	const count = 2000
+	a.p.Send([]*pb.Message{message(pb.MsgAppResp, a, b, 0, nil), message(pb.MsgProp, a, b, 0, nil)})
+	b.next() // of each lane
+	b.next()
 	for i := range uint64(count) {
 		a.p.Send([]*pb.Message{message(pb.MsgApp, a, b, i, make([]byte, 2000))})
 	}
