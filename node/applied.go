@@ -1,7 +1,6 @@
 package node
 
 import (
-	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -15,6 +14,10 @@ import (
 type applied struct {
 	// Immutable.
 	machine  *state.Machine
+	self     state.MemberID
+	received received
+	observe  func(*state.View) // hears of a change of the members
+	removed  chan struct{}     // closed when this member is none any more
 	metrics  *api.Metrics
 	slow     time.Duration
 	slowSeen func(took time.Duration, entries int)
@@ -44,12 +47,14 @@ func (a *applied) Apply(entries []replica.Entry) ([]state.Outcome, error) {
 			size += int64(len(command))
 		}
 	}
+	before := a.machine.View()
 	outcomes, err := a.machine.Apply(a.entries)
 	if err != nil {
 		return nil, err
 	}
 
 	// Everything that follows from an apply:
+	a.members(before)
 	a.count(outcomes, time.Since(began))
 	if compacted := a.machine.View().Compacted; compacted != a.last {
 		a.last = compacted
@@ -107,7 +112,26 @@ func (a *applied) Configuration() []byte { return a.machine.View().Configuration
 
 // Restore makes the state what the received snapshot holds.
 func (a *applied) Restore(m replica.Mark) error {
-	return fmt.Errorf("no snapshot at %d has been received", m.Index)
+	before := a.machine.View()
+	if err := a.received.restore(a.machine, m); err != nil {
+		return err
+	}
+	a.unflushed.Store(0)
+	a.members(before)
+	poke(a.compacted)
+	return nil
+}
+
+// members tells of a change of the members.
+func (a *applied) members(before *state.View) {
+	now := a.machine.View()
+	if now.SameMembers(before) {
+		return
+	}
+	a.observe(now)
+	if now.Removed(a.self) && !before.Removed(a.self) {
+		close(a.removed)
+	}
 }
 
 func poke(c chan struct{}) {

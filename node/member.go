@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kvorum/kvorum/api"
+	"github.com/kvorum/kvorum/peer"
 	"github.com/kvorum/kvorum/replica"
 	"github.com/kvorum/kvorum/state"
 	"github.com/kvorum/kvorum/wal"
@@ -26,12 +27,15 @@ import (
 // socket. It runs on any file system, so that tests can cut its power.
 type member struct {
 	// Immutable after openMember.
-	o       memberOptions
-	machine *state.Machine
-	replica *replica.Replica[state.Outcome]
-	applied *applied
-	swept   *news
-	broken  failure
+	o        memberOptions
+	machine  *state.Machine
+	replica  *replica.Replica[state.Outcome]
+	applied  *applied
+	peers    *peer.Peers   // nil: there is nobody else
+	evicted  chan struct{} // closed when another member says that this one was removed
+	received received
+	swept    *news
+	broken   failure
 }
 
 type memberOptions struct {
@@ -41,7 +45,8 @@ type memberOptions struct {
 	Cluster  uint64
 	ID       uint64
 	Fresh    bool          // never ran before: begins with Genesis
-	Genesis  state.Genesis // of a founding member
+	Genesis  state.Genesis // of a founding member; of none who joins, who waits for a snapshot
+	Peers    *peerOptions  // nil: there is nobody else
 
 	Tick           time.Duration
 	ElectionTicks  int
@@ -119,15 +124,28 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 			err = errors.Join(err, machine.Close())
 		}
 	}()
-	if index, _ := machine.Applied(); index == 0 && o.Fresh {
+	if index, _ := machine.Applied(); index == 0 && o.Fresh && o.Genesis.Cluster != 0 {
 		if err := machine.Bootstrap(o.Genesis); err != nil {
 			return nil, err
 		}
 	}
 
-	m := &member{o: o, machine: machine, swept: newNews(), broken: broken}
+	if machine.View().Removed(state.MemberID(o.ID)) {
+		return nil, fmt.Errorf("%w and cannot come back: add a new one with an empty data directory", errRemoved)
+	}
+
+	m := &member{o: o, machine: machine, evicted: make(chan struct{}), received: received{fs: o.FS}, swept: newNews(), broken: broken}
+	if o.Peers != nil {
+		m.received.dir = o.Peers.Dir
+	}
 	m.applied = &applied{
-		machine: machine, metrics: o.Metrics, slow: o.SlowApply, slowSeen: m.slowApply,
+		machine: machine, self: state.MemberID(o.ID), received: m.received, removed: make(chan struct{}),
+		observe: func(v *state.View) {
+			if m.peers != nil {
+				m.peers.Observe(membershipOf(v))
+			}
+		},
+		metrics: o.Metrics, slow: o.SlowApply, slowSeen: m.slowApply,
 		compacted: make(chan struct{}, 1), flush: make(chan struct{}, 1),
 		flushAt: flushBytes, flushLag: state.Index(o.FlushEntries),
 	}
@@ -149,9 +167,11 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 			KeepEntries: o.KeepEntries,
 			KeepBytes:   keepBytes,
 		},
-		Core:     replica.CoreOptions{ElectionTicks: o.ElectionTicks, NoPreVote: o.NoPreVote},
-		Tick:     o.Tick,
-		Accepted: func(out state.Outcome) bool { return out.Refusal == nil },
+		Transport: postman{m},
+		Connected: m.connected,
+		Core:      replica.CoreOptions{ElectionTicks: o.ElectionTicks, NoPreVote: o.NoPreVote},
+		Tick:      o.Tick,
+		Accepted:  func(out state.Outcome) bool { return out.Refusal == nil },
 		Metrics: replica.Metrics{
 			Pending:        o.Metrics.ProposalsPending,
 			Failed:         o.Metrics.ProposalsFailed,
@@ -164,6 +184,14 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 	})
 	if err != nil {
 		return nil, err
+	}
+	if err = m.received.drop(machine.View().Index); err == nil && o.Peers != nil {
+		err = m.openPeers()
+	}
+	if err != nil {
+		ended, cancel := context.WithCancel(context.Background())
+		cancel()
+		return nil, errors.Join(err, m.replica.Run(ended))
 	}
 	return m, nil
 }
@@ -196,11 +224,69 @@ func (m *member) work(ctx context.Context) error {
 	g.Go(func() error { return m.replica.Run(ctx) })
 	g.Go(func() error { return m.sweep(ctx) })
 	g.Go(func() error { return m.flush(ctx) })
+	g.Go(func() error { return m.leave(ctx) })
+	if m.peers != nil {
+		g.Go(func() error { return m.peers.Run(ctx, m.o.Peers.Listener) })
+	}
 	err := g.Wait()
-	if err == nil {
-		err = m.machine.Flush() // the next start has nothing to replay
+	if err == nil || errors.Is(err, errRemoved) {
+		err = errors.Join(err, m.machine.Flush()) // the next start has nothing to replay
 	}
 	return errors.Join(err, m.machine.Close())
+}
+
+var errRemoved = errors.New("this member was removed from the cluster")
+
+// leave ends the member once it is none any more. If it leads, it goes on until
+// another one does: the others may need it to learn that the change is
+// committed.
+func (m *member) leave(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-m.evicted:
+		return errRemoved
+	case <-m.applied.removed:
+	}
+	election := m.o.Tick * time.Duration(cmp.Or(m.o.ElectionTicks, 10))
+	patience := time.After(10 * election)
+	following := 0 // ticks for which somebody else may have led
+	tick := time.NewTicker(m.o.Tick)
+	defer tick.Stop()
+	for time.Duration(following)*m.o.Tick < election {
+		if following++; m.replica.Status().Role == replica.Leader {
+			following = 0
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.evicted:
+			return errRemoved
+		case <-patience:
+			return errRemoved
+		case <-tick.C:
+		}
+	}
+	return errRemoved
+}
+
+// handOver gives leadership, if this member has it, to the voter whose log is
+// most complete.
+func (m *member) handOver(ctx context.Context) error {
+	s := m.replica.Status()
+	if s.Role != replica.Leader {
+		return nil
+	}
+	var best replica.Progress
+	for _, p := range s.Progress {
+		if !p.Learner && p.Active && p.Match > best.Match && m.connected(p.ID) {
+			best = p
+		}
+	}
+	if best.ID == 0 {
+		return nil
+	}
+	return m.replica.Transfer(ctx, best.ID)
 }
 
 // sweep removes superseded versions behind each compaction, in small steps.

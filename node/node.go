@@ -24,11 +24,16 @@ import (
 	"github.com/kvorum/kvorum/api"
 	"github.com/kvorum/kvorum/config"
 	"github.com/kvorum/kvorum/listen"
+	"github.com/kvorum/kvorum/peer"
 	"github.com/kvorum/kvorum/state"
 )
 
-// drainTimeout is how long calls in progress may take to end at shutdown.
-const drainTimeout = 5 * time.Second
+// At shutdown leadership may take so long to be handed over, and calls in
+// progress to end. Who stops a server expects it to be gone in 1.5 s.
+const (
+	handOverTimeout = 500 * time.Millisecond
+	drainTimeout    = 800 * time.Millisecond
+)
 
 // Run runs a server until ctx ends, and returns nil then, or until something
 // fails. Sockets come first, then the directory: a server that cannot start
@@ -47,33 +52,33 @@ func Run(ctx context.Context, s *config.Server, log *slog.Logger) (err error) {
 	}
 	defer dir.Close()
 
-	m, err := openServer(ctx, s, dir, metrics, log)
+	m, err := openServer(ctx, s, dir, doors, metrics, log)
 	if err != nil {
 		return err
 	}
 	a := api.New(apiOptions(s, metrics, log), m)
-	return serve(ctx, s, m, a, doors, log)
+	err = serve(ctx, s, m, a, doors, log)
+	if err == errRemoved {
+		log.Info("stopped: this member was removed from the cluster; its data is of no more use", "data-dir", s.DataDir)
+		return nil
+	}
+	return err
 }
 
 // openServer opens the member whose directory dir is, or founds it.
-func openServer(ctx context.Context, s *config.Server, dir *dataDir, metrics *api.Metrics, log *slog.Logger) (*member, error) {
+func openServer(ctx context.Context, s *config.Server, dir *dataDir, d *doors, metrics *api.Metrics, log *slog.Logger) (*member, error) {
 	var first state.Genesis
 	if !dir.identity.Started {
 		// Until the first log and table are on disk nothing was promised to
 		// anybody, and founding the member can begin again.
-		if err := s.CheckBootstrap(ctx); err != nil {
+		var err error
+		var own identity
+		if own, first, err = begin(ctx, s, d.credentials); err != nil {
 			return nil, err
 		}
-		self, _ := s.InitialCluster.Seed(s.Name)
-		cluster := s.InitialCluster.ClusterID(s.InitialClusterToken)
-		if err := dir.claim(identity{Cluster: cluster, Member: self.MemberID(s.InitialClusterToken)}); err != nil {
+		if err := dir.claim(own); err != nil {
 			return nil, err
 		}
-		var founders []state.Member
-		for _, seed := range s.InitialCluster {
-			founders = append(founders, state.Member{ID: state.MemberID(seed.MemberID(s.InitialClusterToken)), PeerURLs: seed.PeerURLs})
-		}
-		first = genesis(cluster, founders)
 	}
 
 	logDir := s.WALDir
@@ -88,6 +93,12 @@ func openServer(ctx context.Context, s *config.Server, dir *dataDir, metrics *ap
 		FS: vfs.Default, LogDir: logDir, TableDir: filepath.Join(dir.path, "table"),
 		Cluster: dir.identity.Cluster, ID: dir.identity.Member,
 		Fresh: !dir.identity.Started, Genesis: first,
+		Peers: &peerOptions{
+			Listener:    d.peers.Members(),
+			Dial:        peerDialer(d.credentials),
+			Dir:         receivedDir(dir.path),
+			ReadTimeout: s.RaftReadTimeout, WriteTimeout: s.RaftWriteTimeout,
+		},
 		Tick:          s.HeartbeatInterval,
 		ElectionTicks: int(s.ElectionTimeout / s.HeartbeatInterval),
 		NoPreVote:     !s.PreVote,
@@ -138,8 +149,11 @@ func apiOptions(s *config.Server, metrics *api.Metrics, log *slog.Logger) api.Op
 // doors are the sockets that a server listens on.
 type doors struct {
 	clients *listen.Splitter
+	peers   *listen.Splitter
 	http    net.Listener // nil unless HTTP has a port of its own
 	metrics net.Listener // nil unless metrics have a port of their own
+
+	credentials *listen.Credentials // for other members; nil: there is no TLS among them
 }
 
 func openDoors(ctx context.Context, s *config.Server, metrics *api.Metrics, log *slog.Logger) (_ *doors, err error) {
@@ -168,6 +182,9 @@ func openDoors(ctx context.Context, s *config.Server, metrics *api.Metrics, log 
 		return nil, err
 	}
 	d.clients = listen.Split(clients)
+	if d.peers, err = openPeerDoor(ctx, s, d, log); err != nil {
+		return nil, err
+	}
 	if len(s.ListenClientHTTPURLs) > 0 {
 		if d.http, err = listen.Listen(ctx, s.ListenClientHTTPURLs, options); err != nil {
 			return nil, err
@@ -182,8 +199,10 @@ func openDoors(ctx context.Context, s *config.Server, metrics *api.Metrics, log 
 }
 
 func (d *doors) close() {
-	if d.clients != nil {
-		d.clients.Close()
+	for _, l := range []*listen.Splitter{d.clients, d.peers} {
+		if l != nil {
+			l.Close()
+		}
 	}
 	for _, l := range []net.Listener{d.http, d.metrics} {
 		if l != nil {
@@ -192,29 +211,69 @@ func (d *doors) close() {
 	}
 }
 
+// openPeerDoor opens the port for other members, and says in d by what they
+// know each other.
+func openPeerDoor(ctx context.Context, s *config.Server, d *doors, log *slog.Logger) (*listen.Splitter, error) {
+	var err error
+	if d.credentials, err = peerCredentials(s, log); err != nil {
+		return nil, err
+	}
+	peers, err := listen.Listen(ctx, s.ListenPeerURLs, listen.Options{
+		Credentials:  d.credentials,
+		ReusePort:    s.ReusePort,
+		ReuseAddress: s.ReuseAddress,
+		Rejected: func(remote net.Addr, err error) {
+			log.Warn("rejected connection on peer endpoint", "remote-addr", fmt.Sprint(remote), "error", err)
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return listen.SplitMembers(peers, peer.FirstByte), nil
+}
+
 // clientCredentials returns what the client port shows and demands, or nil
 // where it speaks in clear text only.
 func clientCredentials(s *config.Server, log *slog.Logger) (*listen.Credentials, error) {
-	t := s.ClientTLS
-	if t.CertFile == "" && !t.Auto {
+	rules, any := tlsRules(s, s.ClientTLS, "client", s.ListenClientURLs, log)
+	if !any {
 		return nil, nil
 	}
-	rules := listen.TLS{
+	return rules.Load()
+}
+
+// peerCredentials returns what members show to each other and demand, or nil
+// where they speak in clear text only.
+func peerCredentials(s *config.Server, log *slog.Logger) (*listen.Credentials, error) {
+	rules, any := tlsRules(s, s.PeerTLS, "peer", s.ListenPeerURLs, log)
+	if !any {
+		return nil, nil
+	}
+	rules.CheckAddress = !s.PeerTLS.SkipClientSAN
+	return rules.Load()
+}
+
+// tlsRules returns the rules of one port, if it can speak TLS.
+func tlsRules(s *config.Server, t config.TLS, port string, listening config.URLs, log *slog.Logger) (rules listen.TLS, any bool) {
+	if t.CertFile == "" && !t.Auto {
+		return rules, false
+	}
+	rules = listen.TLS{
 		CertFile: t.CertFile, KeyFile: t.KeyFile,
 		ClientCertFile: t.ClientCertFile, ClientKeyFile: t.ClientKeyFile,
 		TrustedCAFile: t.TrustedCAFile, CRLFile: t.CRLFile, ClientCertAuth: t.ClientCertAuth,
 		AllowedCNs: t.AllowedCNs, AllowedHostnames: t.AllowedHostnames,
 		MinVersion: uint16(s.TLSMin), MaxVersion: uint16(s.TLSMax), CipherSuites: s.CipherSuites,
-		Report: func(err error) { log.Warn("TLS files of the client port", "error", err) },
+		Report: func(err error) { log.Warn("TLS files of the "+port+" port", "error", err) },
 	}
 	if t.Auto && t.CertFile == "" {
-		rules.AutoDir = filepath.Join(s.DataDir, "auto-tls", "client")
+		rules.AutoDir = filepath.Join(s.DataDir, "auto-tls", port)
 		rules.AutoValidity = s.SelfSignedValidity
-		for _, u := range s.ListenClientURLs {
+		for _, u := range listening {
 			rules.AutoHosts = append(rules.AutoHosts, u.Hostname())
 		}
 	}
-	return rules.Load()
+	return rules, true
 }
 
 // serve serves until ctx ends or something fails. Its second half is the
@@ -254,6 +313,7 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 	g.Go(func() error { return m.run(memberCtx) })
 
 	web := listen.HTTPServer(handler)
+	forMembers := listen.HTTPServer(peerHandler(m))
 	monitoring := listen.HTTPServer(a.Monitoring())
 	serveHTTP := func(server *http.Server, l net.Listener) {
 		g.Go(func() error {
@@ -271,6 +331,7 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 		serveHTTP(web, d.http)
 		d.clients.HTTP().Close()
 	}
+	serveHTTP(forMembers, d.peers.HTTP())
 	if d.metrics != nil {
 		serveHTTP(monitoring, d.metrics)
 	}
@@ -285,6 +346,14 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 	}
 	notify(daemon.SdNotifyStopping)
 
+	// Another member leads before this one is gone, so that nobody has to wait
+	// for an election.
+	handing, cancel := context.WithTimeout(context.WithoutCancel(ctx), handOverTimeout)
+	if err := m.handOver(handing); err != nil && failed.Err() == nil {
+		log.Warn("could not hand leadership over", "error", err)
+	}
+	cancel()
+
 	// No new callers; those inside may finish.
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
@@ -293,16 +362,18 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 		server.GracefulStop()
 		close(gone)
 	}()
-	web.Shutdown(drain)
-	monitoring.Shutdown(drain)
+	for _, server := range []*http.Server{web, monitoring, forMembers} {
+		server.Shutdown(drain)
+	}
 	select {
 	case <-gone:
 	case <-drain.Done():
 		server.Stop()
 		<-gone
 	}
-	web.Close()
-	monitoring.Close()
+	for _, server := range []*http.Server{web, monitoring, forMembers} {
+		server.Close()
+	}
 
 	// Then what they stood on.
 	stopMember()

@@ -1,0 +1,213 @@
+package node
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kvorum/kvorum/api"
+	"github.com/kvorum/kvorum/config"
+	"github.com/kvorum/kvorum/listen"
+	"github.com/kvorum/kvorum/state"
+)
+
+// A member without an identity cannot speak the members' protocol yet: what it
+// must know first it asks by HTTP, on the same port.
+
+const (
+	askTimeout  = 2 * time.Second        // for one member to answer
+	joinTimeout = 10 * time.Second       // for some member to know the one that joins
+	joinRest    = 200 * time.Millisecond // between two attempts
+)
+
+// begin finds out who a member without data is: a founder of a new cluster,
+// which begins with the genesis, or somebody whom a running one has added.
+func begin(ctx context.Context, s *config.Server, credentials *listen.Credentials) (identity, state.Genesis, error) {
+	if err := s.CheckBootstrap(ctx); err != nil {
+		return identity{}, state.Genesis{}, err
+	}
+	ask := newAsker(s, credentials)
+	if s.InitialClusterState == "existing" {
+		own, err := ask.join(ctx, s.InitialAdvertisePeerURLs.Strings())
+		return own, state.Genesis{}, err
+	}
+
+	self, _ := s.InitialCluster.Seed(s.Name)
+	own := identity{
+		Cluster: s.InitialCluster.ClusterID(s.InitialClusterToken),
+		Member:  self.MemberID(s.InitialClusterToken),
+	}
+	// A founder that has run before and lost its directory has forgotten whom
+	// it voted for, and what it acknowledged.
+	answers, _ := ask.all(ctx) // at a founding the others need not run yet
+	for _, known := range answers {
+		for _, m := range known.members {
+			if known.cluster == own.Cluster && m.ID == own.Member && m.Name != "" {
+				return own, state.Genesis{}, fmt.Errorf("member %x of cluster %x has already been bootstrapped, but %s is empty: restore the directory, or remove the member from the cluster and add it again", own.Member, own.Cluster, s.DataDir)
+			}
+		}
+	}
+	var founders []state.Member
+	for _, seed := range s.InitialCluster {
+		founders = append(founders, state.Member{ID: state.MemberID(seed.MemberID(s.InitialClusterToken)), PeerURLs: seed.PeerURLs})
+	}
+	return own, genesis(own.Cluster, founders), nil
+}
+
+// asker asks the other members of the initial cluster.
+type asker struct {
+	dial   func(ctx context.Context, address string) (net.Conn, error)
+	others []string // peer URLs
+}
+
+func newAsker(s *config.Server, credentials *listen.Credentials) asker {
+	a := asker{dial: peerDialer(credentials)}
+	for _, seed := range s.InitialCluster {
+		if seed.Name != s.Name {
+			a.others = append(a.others, seed.PeerURLs...)
+		}
+	}
+	return a
+}
+
+// known is what a member knows of its cluster.
+type known struct {
+	cluster uint64
+	members []aboutMember
+}
+
+// aboutMember is a member as it is told of at /members.
+type aboutMember struct {
+	ID         uint64   `json:"id"`
+	PeerURLs   []string `json:"peerURLs"`
+	Learner    bool     `json:"isLearner,omitempty"`
+	Name       string   `json:"name,omitempty"`
+	ClientURLs []string `json:"clientURLs,omitempty"`
+}
+
+const clusterHeader = "X-Etcd-Cluster-ID"
+
+// all asks everybody at once and returns what those knew who answered, with
+// the errors of the others.
+func (a asker) all(ctx context.Context) (answers []known, errs error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	type result struct {
+		known known
+		err   error
+	}
+	results := make(chan result, len(a.others))
+	for _, address := range a.others {
+		go func() {
+			k, err := a.one(ctx, address)
+			if err != nil {
+				err = fmt.Errorf("ask %s for the members: %w", address, err)
+			}
+			results <- result{k, err}
+		}()
+	}
+	for range a.others {
+		if r := <-results; r.err != nil {
+			errs = errors.Join(errs, r.err)
+		} else {
+			answers = append(answers, r.known)
+		}
+	}
+	return answers, errs
+}
+
+func (a asker) one(ctx context.Context, address string) (k known, err error) {
+	conn, err := a.dial(ctx, address)
+	if err != nil {
+		return k, err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://member/members", nil)
+	if err != nil {
+		return k, err
+	}
+	if err := request.Write(conn); err != nil {
+		return k, err
+	}
+	response, err := http.ReadResponse(bufio.NewReader(conn), request)
+	if err != nil {
+		return k, err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return k, fmt.Errorf("the answer is %s", response.Status)
+	}
+	if k.cluster, err = strconv.ParseUint(response.Header.Get(clusterHeader), 16, 64); err != nil {
+		return k, fmt.Errorf("read its cluster id: %w", err)
+	}
+	return k, json.NewDecoder(io.LimitReader(response.Body, 16<<20)).Decode(&k.members)
+}
+
+// join returns who this member is in the cluster that has added it under its
+// addresses. The one that is asked may not have heard of that yet.
+func (a asker) join(ctx context.Context, own []string) (identity, error) {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	for {
+		answers, err := a.all(ctx)
+		for _, k := range answers {
+			for _, m := range k.members {
+				if !slices.Equal(slices.Sorted(slices.Values(m.PeerURLs)), slices.Sorted(slices.Values(own))) {
+					continue
+				}
+				if m.Name != "" {
+					return identity{}, fmt.Errorf("member %x of cluster %x, called %s, has run before, but the data directory is empty: restore it, or remove the member and add it again", m.ID, k.cluster, m.Name)
+				}
+				return identity{Cluster: k.cluster, Member: m.ID}, nil
+			}
+		}
+		if len(answers) > 0 {
+			err = nil
+		}
+		select {
+		case <-ctx.Done():
+			if err != nil {
+				return identity{}, fmt.Errorf("no member of the cluster to join can be reached: %w", err)
+			}
+			return identity{}, fmt.Errorf("no member of the cluster has the peer addresses %s: add this one first (member add), with the addresses of --initial-advertise-peer-urls", strings.Join(own, ","))
+		case <-time.After(joinRest):
+		}
+	}
+}
+
+// peerHandler answers what does not need an identity.
+func peerHandler(m *member) http.Handler {
+	mux := http.NewServeMux()
+	answer := func(w http.ResponseWriter, what any) {
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set(clusterHeader, strconv.FormatUint(m.o.Cluster, 16))
+		_ = json.NewEncoder(w).Encode(what) // who asked has gone
+	}
+	mux.HandleFunc("GET /members", func(w http.ResponseWriter, r *http.Request) {
+		view := m.machine.View()
+		if view.Index == 0 {
+			http.Error(w, "this member is joining and knows nobody yet", http.StatusServiceUnavailable)
+			return
+		}
+		all := []aboutMember{}
+		for _, one := range view.Members() {
+			all = append(all, aboutMember{uint64(one.ID), one.PeerURLs, one.Learner, one.Name, one.ClientURLs})
+		}
+		answer(w, all)
+	})
+	mux.HandleFunc("GET /version", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, map[string]string{"etcdserver": api.ServerVersion, "etcdcluster": api.ClusterVersion})
+	})
+	return mux
+}
