@@ -325,7 +325,13 @@ func (o *op) makeRequest() proto.Message {
 		c := &pb.Compare{Key: key, Result: pb.Compare_CompareResult(r.IntN(4))}
 		current := w.oracle.model.get(string(key), w.oracle.model.revision)
 		switch {
-		case w.plain || r.IntN(2) == 0:
+		case w.plain && current == nil:
+			c.Target, c.Result = pb.Compare_CREATE, pb.Compare_EQUAL
+			c.TargetUnion = &pb.Compare_CreateRevision{}
+		case w.plain:
+			c.Target, c.Result = pb.Compare_VALUE, pb.Compare_EQUAL
+			c.TargetUnion = &pb.Compare_Value{Value: current.Value}
+		case r.IntN(2) == 0:
 			c.Target, c.Result = pb.Compare_MOD, pb.Compare_EQUAL
 			c.TargetUnion = &pb.Compare_ModRevision{ModRevision: current.GetModRevision()}
 		case r.IntN(2) == 0:

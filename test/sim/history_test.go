@@ -2,9 +2,16 @@ package sim
 
 import (
 	"cmp"
+	"fmt"
+	"math"
 	"slices"
+	"strings"
+	"testing"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/kvorum/kvorum/test/linear"
 )
 
 // judge decides whether what the clients saw is strictly serializable: there
@@ -91,6 +98,128 @@ func judge(w *world) {
 			if o := order[i].o; int64(o.call) > newestCall {
 				newestCall, before = int64(o.call), o
 			}
+		}
+	}
+}
+
+// judgeAgain gives a history of operations on single keys to judges that have
+// nothing in common with the simulation.
+func judgeAgain(w *world) {
+	var all []linear.Operation
+	for _, o := range w.history {
+		if l, ok := o.plain(); ok {
+			all = append(all, l)
+		}
+	}
+	if err := linear.Order(all); err != nil {
+		w.fail("%v", err)
+	}
+	switch err := linear.Check(all, 5*time.Second); {
+	case err == nil:
+		w.mark("history through porcupine")
+	case strings.Contains(err.Error(), "could not be judged"):
+		w.mark("history too hard for porcupine")
+	default:
+		w.fail("%v", err)
+	}
+}
+
+// plain tells what the operation is to package linear, if it is anything.
+func (o *op) plain() (linear.Operation, bool) {
+	l := linear.Operation{Client: o.client.id, Call: o.call, Return: o.ret, Revision: o.revision}
+	if o.kind != opRange {
+		if o.index == 0 {
+			return l, false // it never happened
+		}
+		if !o.done || o.unknown {
+			l.Return = math.MaxInt64 // but its client does not know
+		}
+	}
+	switch q := o.request.(type) {
+	case *pb.PutRequest:
+		l.Kind, l.Key, l.Value = linear.Put, string(q.Key), string(q.Value)
+		return l, o.kind == opPut
+	case *pb.DeleteRangeRequest:
+		l.Kind, l.Key, l.Done = linear.Delete, string(q.Key), strings.HasPrefix(o.committed, "deleted 1")
+		return l, true
+	case *pb.TxnRequest:
+		put := q.Success[0].GetRequestPut()
+		l.Kind, l.Key, l.Value, l.Old = linear.Swap, string(put.Key), string(put.Value), string(q.Compare[0].GetValue())
+		l.Done = strings.HasPrefix(o.committed, "txn true")
+		return l, true
+	case *pb.RangeRequest:
+		l.Kind, l.Key, l.Revision = linear.Get, string(q.Key), o.seen
+		if _, pair, found := strings.Cut(o.answer, "="); found {
+			at := strings.LastIndex(pair, "(")
+			l.Seen = pair[:at]
+			var create int64
+			if _, err := fmt.Sscanf(pair[at:], "(%d,%d,", &create, &l.SeenAt); err != nil {
+				o.w.fail("%v: %v", o, err)
+			}
+		}
+		return l, o.kind == opRange && o.done && o.err == nil
+	}
+	return l, false
+}
+
+// TestJudge falsifies the history of a good run, in one way after the other,
+// and wants that to be noticed.
+func TestJudge(t *testing.T) {
+	find := func(w *world, which func(o *op) bool) *op {
+		i := slices.IndexFunc(w.history, which)
+		if i < 0 {
+			t.Fatal("the run has no such operation")
+		}
+		return w.history[i]
+	}
+	answered := func(o *op) bool { return o.done && !o.unknown && o.err == nil }
+	for name, falsify := range map[string]func(w *world){
+		"nothing": func(*world) {},
+		"a write is gone": func(w *world) {
+			find(w, func(o *op) bool { return answered(o) && o.changes && o.revision > 10 }).index = 0
+		},
+		"a write came later than it says": func(w *world) {
+			o := find(w, func(o *op) bool { return answered(o) && o.changes && o.revision > 10 })
+			for _, later := range w.history {
+				if answered(later) && later.changes && later.call > o.ret {
+					o.place, later.place = later.place, o.place
+					o.answer, later.answer = later.answer, o.answer
+					o.request, later.request = later.request, o.request
+					break
+				}
+			}
+		},
+		"another answer": func(w *world) {
+			find(w, func(o *op) bool { return answered(o) && o.kind == opPut }).answer += "!"
+		},
+		"an old read": func(w *world) {
+			o := find(w, func(o *op) bool { return answered(o) && o.kind == opRange && o.seen > 10 })
+			o.seen -= 5
+			o.answer = w.oracle.model.readAt(o.request.(*pb.RangeRequest), o.seen, o.answer)
+		},
+		"a read of the future": func(w *world) {
+			o := find(w, func(o *op) bool { return answered(o) && o.kind == opRange && o.seen > 10 })
+			o.seen += 20
+			o.answer = w.oracle.model.readAt(o.request.(*pb.RangeRequest), o.seen, o.answer)
+		},
+		"a member that goes back": func(w *world) {
+			o := find(w, func(o *op) bool { return answered(o) && o.kind == opSerializable && o.seen > 100 })
+			o.seen = 2
+			o.answer = w.oracle.model.readAt(o.request.(*pb.RangeRequest), o.seen, o.answer)
+		},
+	} {
+		r := simulate(t, 1)
+		if r.failure != "" {
+			t.Fatal(r.failure)
+		}
+		falsify(r.world)
+		noticed := func() (noticed bool) {
+			defer func() { noticed = recover() != nil }()
+			judge(r.world)
+			return
+		}()
+		if noticed != (name != "nothing") {
+			t.Errorf("%s: noticed: %v", name, noticed)
 		}
 	}
 }

@@ -17,7 +17,7 @@ var (
 	runsFlag = flag.Uint64("runs", runsDefault, "how many seeds to run")
 )
 
-const runsDefault = 60
+const runsDefault = 100
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -121,6 +121,7 @@ func (s *sum) String() string {
 // something.
 var sometimes = []string{
 	"change of the membership refused",
+	"history through porcupine",
 	"joint membership while links are cut",
 	"leader changed under a read",
 	"leader ended between append and commit",
