@@ -16,6 +16,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
 )
 
 // proxy is the network between a member and those who call it.
@@ -468,6 +469,38 @@ func TestNewerRunReplacesOlder(t *testing.T) {
 	}
 }
 
+// What an old connection still has to deliver comes before a new one begins.
+func TestOldConnectionEndsBeforeTheNewBegins(t *testing.T) {
+	hold, entered := make(chan struct{}), make(chan struct{}, 1)
+	a := start(t, 1)
+	b := start(t, 2, func(o *Options) {
+		deliver := o.Deliver
+		o.Deliver = func(m *pb.Message) {
+			if m.GetIndex() == 1 {
+				entered <- struct{}{}
+				<-hold
+			}
+			deliver(m)
+		}
+	})
+	x := behind(t, a, b)
+	a.p.Send([]*pb.Message{message(pb.MsgApp, a, b, 1, nil)})
+	<-entered
+	x.cut()
+	attempts := a.p.attempts.Load()
+	eventually(t, "a new connection is tried", func() bool {
+		a.p.Send([]*pb.Message{message(pb.MsgApp, a, b, 2, nil)})
+		return a.p.attempts.Load() >= attempts+3
+	})
+	if len(b.messages) > 0 {
+		t.Error("a new connection's message has overtaken an old one's")
+	}
+	close(hold)
+	if m := b.next(); m.GetIndex() != 1 {
+		t.Errorf("%d comes first", m.GetIndex())
+	}
+}
+
 func TestNonsenseOnThePort(t *testing.T) {
 	b := start(t, 2, func(o *Options) { o.ConnectionsMax = 3; o.DialTimeout = 300 * time.Millisecond })
 	b.p.Observe(Membership{Index: 1, Members: []Member{{ID: 1}, {ID: 2}}})
@@ -689,13 +722,18 @@ func TestSnapshotsThatAreNoGood(t *testing.T) {
 
 	// Damage that the frames do not show: the sum of all does.
 	m := snapshot(a, b, 5, 60)
-	for _, end := range []func() []byte{
-		func() []byte { return nil },
-		func() []byte { return make([]byte, 16) },
-		func() []byte { return append(binary.BigEndian.AppendUint64(nil, 7), make([]byte, 8)...) },
-	} {
-		if err := checkEnd(end(), 7, 1, m); err == nil {
-			t.Errorf("%x is taken for an end", end())
+	for _, c := range []struct {
+		bytes, sum, index uint64
+		good              bool
+	}{{7, 1, 60, true}, {8, 1, 60, false}, {7, 2, 60, false}, {7, 1, 59, false}} {
+		meta, err := proto.Marshal(metadata(c.index))
+		must(t, err)
+		end := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, c.bytes), c.sum)
+		if err := checkEnd(append(end, meta...), 7, 1, m); (err == nil) != c.good {
+			t.Errorf("%+v: %v", c, err)
+		}
+		if checkEnd(end, 7, 1, m) == nil || checkEnd(end[:9], 7, 1, m) == nil {
+			t.Error("half an end is taken for one")
 		}
 	}
 }
