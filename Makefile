@@ -6,7 +6,7 @@ CRASH    ?= 300
 SEED     ?= 1
 RUNS     ?= 2000
 
-.PHONY: build check test race fuzz compat crash sim bench run
+.PHONY: build check test race fuzz compat crash sim mutants bench run
 
 build: ## the binary, and its other names
 	$(GO) build -trimpath -o bin/kvorum ./cmd/kvorum
@@ -41,6 +41,9 @@ crash: ## real processes, killed for a while
 
 sim: ## whole clusters under faults, a seed each: make sim SEED=1 RUNS=2000
 	$(GO) test ./test/sim -count=1 -timeout 0 -run TestSeeds -v -seed $(SEED) -runs $(RUNS)
+
+mutants: ## mistakes made on purpose, which the simulation has to find
+	$(GO) test -tags mutants ./test/sim -count=1 -timeout 0 -run TestMutants -v
 
 bench: ## side by side with etcd: make bench BENCH='-only put,get'
 	$(GO) run ./test/bench $(BENCH)

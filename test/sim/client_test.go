@@ -43,6 +43,7 @@ type op struct {
 	call, ret time.Duration
 	done      bool
 	unknown   bool // nothing came back
+	left      bool // because the client gave up
 	never     bool // refused before it was proposed: it never happens
 	err       error
 	answer    string
@@ -144,6 +145,7 @@ func (w *world) newOp(c *client, k kind, m *member) *op {
 		if m.run == run && o.wait != nil {
 			o.wait.Leave()
 			if !o.poll() { // the answer may have come first
+				o.left = true
 				o.give(true, fault.Timeout)
 			}
 			return
@@ -257,6 +259,20 @@ func (o *op) give(unknown bool, err error) {
 	o.w.note("return", uint64(o.client.id), uint64(o.kind), uint64(o.seen))
 	if o.then != nil {
 		o.then()
+	}
+}
+
+// once checks, long after, that nobody was answered twice.
+func (o *op) once() {
+	if o.wait == nil {
+		return
+	}
+	outcome, err, there := o.wait.Outcome()
+	switch {
+	case o.left && there:
+		o.w.fail("%v was given up, but answered later", o)
+	case !o.unknown && o.done && (!there || !errors.Is(err, o.err) || o.kind != opRange && int64(outcome.Revision) != o.seen && err == nil):
+		o.w.fail("%v was answered twice: with %v, later with %v", o, o.err, err)
 	}
 }
 

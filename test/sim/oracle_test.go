@@ -221,6 +221,7 @@ func (o *oracle) finish() {
 		}
 	}
 	for _, op := range w.history {
+		op.once()
 		if op.unknown && op.index == 0 && op.kind != opRange && op.kind != opSerializable {
 			w.mark("unknown outcome, never committed")
 		}
