@@ -39,11 +39,24 @@ type (
 	// Status is what a member knows about agreement at one moment.
 	Status = gate.Status
 
+	// Change says what a member is from now on.
+	Change = gate.Change
+
+	// Vote is a member's part in agreement.
+	Vote = gate.Vote
+
 	// Metrics are the values that rooms are handed to count with.
 	Metrics = ops.Metrics
 
 	// Feature is one switch of the command line.
 	Feature = ops.Feature
+)
+
+// What a member can be.
+const (
+	NoMember = gate.NoMember
+	Learner  = gate.Learner
+	Voter    = gate.Voter
 )
 
 // NewMetrics returns metrics at zero; extensive adds the histograms of calls.
@@ -54,6 +67,8 @@ type Options struct {
 	RequestBytesMax int           // of one proposal; default 1.5 MiB
 	TxnOpsMax       int           // default 128
 	RequestTimeout  time.Duration // a proposal may wait so long; default 7 s
+	LearnersMax     int           // members without a vote; default 1
+	LaxReconfig     bool          // let changes of the members endanger the quorum
 	QuotaBytes      int64         // of the table on disk; default 2 GiB, below 0 none
 	SlowRequest     time.Duration // a longer unary call is logged; default 300 ms, below 0 none
 
@@ -70,6 +85,7 @@ type Options struct {
 const (
 	defaultRequestBytesMax = 1.5 * 1024 * 1024
 	defaultTxnOpsMax       = 128
+	defaultLearnersMax     = 1
 	defaultRequestTimeout  = 7 * time.Second
 	defaultQuotaBytes      = 2 << 30
 	defaultSlowRequest     = 300 * time.Millisecond
@@ -88,6 +104,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.RequestTimeout == 0 {
 		o.RequestTimeout = defaultRequestTimeout
+	}
+	if o.LearnersMax == 0 {
+		o.LearnersMax = defaultLearnersMax
 	}
 	if o.QuotaBytes == 0 {
 		o.QuotaBytes = defaultQuotaBytes
@@ -143,6 +162,8 @@ func (a *API) Register(s grpc.ServiceRegistrar) {
 		TxnOpsMax:       a.options.TxnOpsMax,
 		RequestBytesMax: a.options.RequestBytesMax,
 		QuotaBytes:      a.options.QuotaBytes,
+		LearnersMax:     a.options.LearnersMax,
+		StrictReconfig:  !a.options.LaxReconfig,
 		Version:         ServerVersion,
 		StorageVersion:  StorageVersion,
 	}, a.gate, a.backend, registrar{s, a.calls})

@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -71,6 +72,9 @@ type sequencer struct {
 		barrier error
 		hold    chan struct{} // proposals and barriers wait until it is closed
 		size    int64         // of a machine that is larger than it is
+
+		reachable map[state.MemberID]time.Time // since when
+		behind    error                        // of learners
 	}
 }
 
@@ -120,6 +124,23 @@ func (s *sequencer) wait(ctx context.Context) error {
 		}
 		return fault.Timeout
 	}
+}
+
+// Configure changes the members; nobody votes here.
+func (s *sequencer) Configure(ctx context.Context, command []byte, _ Change) (state.Outcome, error) {
+	return s.Propose(ctx, command)
+}
+
+func (s *sequencer) ReachableSince(id state.MemberID) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.reachable[id]
+}
+
+func (s *sequencer) CaughtUp(context.Context, state.MemberID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.behind
 }
 
 func (s *sequencer) Propose(ctx context.Context, command []byte) (state.Outcome, error) {

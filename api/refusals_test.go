@@ -264,16 +264,13 @@ func (rawCodec) Unmarshal(data []byte, v any) error {
 
 func TestWhatIsNotThereSaysSo(t *testing.T) {
 	m := newMember(t, Options{})
-	cluster := pb.NewClusterClient(m.conn)
-	_, add := cluster.MemberAdd(t.Context(), &pb.MemberAddRequest{})
-	_, remove := cluster.MemberRemove(t.Context(), &pb.MemberRemoveRequest{})
 	_, downgrade := m.maintenance().Downgrade(t.Context(), &pb.DowngradeRequest{})
 	_, enable := pb.NewAuthClient(m.conn).AuthEnable(t.Context(), &pb.AuthEnableRequest{})
 	stream, snapshot := m.maintenance().Snapshot(t.Context(), &pb.SnapshotRequest{})
 	if snapshot == nil {
 		_, snapshot = stream.Recv()
 	}
-	for name, err := range map[string]error{"add": add, "remove": remove, "downgrade": downgrade, "enable": enable, "snapshot": snapshot} {
+	for name, err := range map[string]error{"downgrade": downgrade, "enable": enable, "snapshot": snapshot} {
 		if s := status.Convert(err); s.Code() != codes.Unimplemented || !strings.HasPrefix(s.Message(), "kvorum: ") {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -2,10 +2,16 @@ package node
 
 import (
 	"context"
+	"encoding/binary"
 	"slices"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/kvorum/kvorum/api"
 	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/replica"
 	"github.com/kvorum/kvorum/state"
 )
 
@@ -14,6 +20,18 @@ var _ api.Backend = (*member)(nil)
 
 func (m *member) Propose(ctx context.Context, command []byte) (state.Outcome, error) {
 	return m.replica.Propose(ctx, command)
+}
+
+func (m *member) Configure(ctx context.Context, command []byte, change api.Change) (state.Outcome, error) {
+	kind := map[api.Vote]raftpb.ConfChangeType{
+		api.NoMember: raftpb.ConfChangeRemoveNode,
+		api.Learner:  raftpb.ConfChangeAddLearnerNode,
+		api.Voter:    raftpb.ConfChangeAddNode,
+	}[change.Vote]
+	return m.replica.Configure(ctx, &raftpb.ConfChangeV2{
+		Changes: []*raftpb.ConfChangeSingle{{Type: kind.Enum(), NodeId: proto.Uint64(uint64(change.Member))}},
+		Context: command,
+	})
 }
 
 func (m *member) Barrier(ctx context.Context) error { return m.replica.Barrier(ctx) }
@@ -52,4 +70,66 @@ func (m *member) MoveLeader(ctx context.Context, to state.MemberID) error {
 		return fault.BadTransferee
 	}
 	return m.replica.Transfer(ctx, uint64(to))
+}
+
+func (m *member) ReachableSince(id state.MemberID) time.Time {
+	if m.peers != nil {
+		for _, s := range m.peers.Status() {
+			if s.ID == uint64(id) {
+				return s.Active
+			}
+		}
+	}
+	return time.Time{}
+}
+
+// askCaughtUp is a call to the leader: the id of a learner, 8 bytes, big
+// endian. The answer is empty or a refusal.
+const askCaughtUp = "caught-up"
+
+// askTries is how often a leader is looked for: the one that was asked may not
+// be it any more.
+const askTries = 3
+
+func (m *member) CaughtUp(ctx context.Context, learner state.MemberID) error {
+	var err error
+	for range askTries {
+		s := m.replica.Status()
+		switch s.Leader {
+		case 0:
+			return fault.NoLeader
+		case s.ID:
+			return m.caughtUp(learner)
+		}
+		_, err = m.peers.Call(ctx, s.Leader, askCaughtUp, binary.BigEndian.AppendUint64(nil, uint64(learner)))
+		if fault.Of(err) != fault.NotLeader {
+			break
+		}
+	}
+	return err
+}
+
+func (m *member) answerCaughtUp(_ context.Context, _ uint64, body []byte) ([]byte, error) {
+	if len(body) != 8 {
+		return nil, fault.Malformed
+	}
+	return nil, m.caughtUp(state.MemberID(binary.BigEndian.Uint64(body)))
+}
+
+// caughtUp tells whether a learner has nine tenths of the log that this leader
+// has, and was heard from lately.
+func (m *member) caughtUp(learner state.MemberID) error {
+	s := m.replica.Status()
+	if s.Role != replica.Leader {
+		return fault.NotLeader
+	}
+	for _, p := range s.Progress {
+		if p.ID == uint64(learner) {
+			if !p.Active || p.Match < s.Commit-s.Commit/10 {
+				return fault.LearnerNotReady
+			}
+			return nil
+		}
+	}
+	return fault.MemberNotFound
 }

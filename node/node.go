@@ -136,6 +136,8 @@ func apiOptions(s *config.Server, metrics *api.Metrics, log *slog.Logger) api.Op
 		TxnOpsMax:       s.MaxTxnOps,
 		RequestTimeout:  5*time.Second + 2*s.ElectionTimeout,
 		QuotaBytes:      s.QuotaBackendBytes,
+		LearnersMax:     s.MaxLearners,
+		LaxReconfig:     !s.StrictReconfigCheck,
 		SlowRequest:     s.Log.SlowRequest,
 		NoGateway:       !s.EnableGateway,
 		Pprof:           s.EnablePprof,
@@ -391,7 +393,12 @@ func announce(ctx context.Context, s *config.Server, m *member, log *slog.Logger
 	}
 	for ctx.Err() == nil {
 		attempt, cancel := context.WithTimeout(ctx, 5*time.Second+2*s.ElectionTimeout)
-		out, err := m.Propose(attempt, command)
+		// Not before all is here: what a snapshot brings has no outcome.
+		var out state.Outcome
+		err := m.Barrier(attempt)
+		if err == nil {
+			out, err = m.Propose(attempt, command)
+		}
 		cancel()
 		if err == nil && out.Refusal != nil {
 			return fmt.Errorf("publish this member: %w", out.Refusal)

@@ -60,6 +60,7 @@ func (m *member) openPeers() (err error) {
 	if err != nil {
 		return err
 	}
+	m.peers.Handle(askCaughtUp, m.answerCaughtUp)
 	m.peers.Observe(membershipOf(m.machine.View()))
 	return nil
 }

@@ -25,6 +25,10 @@ type Backend interface {
 	// wraps a fault if the client may know it, and so it is when ctx ends.
 	Propose(ctx context.Context, command []byte) (state.Outcome, error)
 
+	// Configure does the same with a command that comes with a change of who
+	// votes. If it is refused, nothing changes.
+	Configure(ctx context.Context, command []byte, change Change) (state.Outcome, error)
+
 	// Barrier returns once all that was committed before the call is applied
 	// here. What holds of the errors of Propose holds of its errors.
 	Barrier(ctx context.Context) error
@@ -39,6 +43,21 @@ type Backend interface {
 	// them hold what can still be asked for.
 	Size() (total, used int64)
 }
+
+// Change says what a member is from now on.
+type Change struct {
+	Member state.MemberID
+	Vote   Vote
+}
+
+// Vote is a member's part in agreement.
+type Vote uint8
+
+const (
+	NoMember Vote = iota
+	Learner       // hears all and has no vote
+	Voter
+)
 
 // Status is what a member knows about agreement at one moment.
 type Status struct {
@@ -211,6 +230,24 @@ func (g *Gate) propose(ctx context.Context, kind state.Kind, req proto.Message) 
 	return g.backend.Propose(waiting, command)
 }
 
+// Configure has a change of the members made true, as Propose does with other
+// requests. No alarm stands in its way: it may be the way out.
+func (g *Gate) Configure(ctx context.Context, kind state.Kind, req proto.Message, change Change) (state.Outcome, error) {
+	start := time.Now()
+	command, err := state.Command{Kind: kind, Request: req}.Append(nil)
+	if err != nil {
+		return state.Outcome{}, err
+	}
+	waiting, cancel := g.limited(ctx)
+	defer cancel()
+	out, err := g.backend.Configure(waiting, command, change)
+	if err == nil && out.Refusal != nil {
+		err = out.Refusal
+	}
+	g.Observe(Other, start, err)
+	return out, err
+}
+
 // putCost is what a put takes on disk beside its key and value, counted
 // generously.
 const putCost = 256
@@ -243,7 +280,7 @@ func cost(req any) int64 {
 // at the same moment, and one that falls out of step would have to be rebuilt.
 // Reads, deletions and compaction go on, for they are the way out.
 func (g *Gate) room(ctx context.Context, kind state.Kind, req proto.Message) error {
-	if kind == state.Alarm {
+	if kind == state.Alarm || kind == state.MemberUpdate {
 		return nil
 	}
 	view := g.backend.View()

@@ -5,6 +5,7 @@ package v3
 
 import (
 	"context"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
@@ -30,6 +31,14 @@ type Backend interface {
 	// MoveLeader hands leadership to another voting member, and returns once
 	// that one leads. It is asked of the leader, who may name itself.
 	MoveLeader(ctx context.Context, to state.MemberID) error
+
+	// ReachableSince returns since when another member can be reached from
+	// here; the zero time if it cannot.
+	ReachableSince(id state.MemberID) time.Time
+
+	// CaughtUp refuses unless a learner has nearly all that the leader has. It
+	// asks the leader.
+	CaughtUp(ctx context.Context, learner state.MemberID) error
 }
 
 // Options have no defaults: they come from the api's.
@@ -37,6 +46,8 @@ type Options struct {
 	TxnOpsMax       int
 	RequestBytesMax int
 	QuotaBytes      int64
+	LearnersMax     int
+	StrictReconfig  bool // refuse changes of the members that endanger the quorum
 	Version         string
 	StorageVersion  string
 }
