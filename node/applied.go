@@ -16,8 +16,8 @@ type applied struct {
 	machine  *state.Machine
 	self     state.MemberID
 	received received
-	observe  func(*state.View) // hears of a change of the members
-	removed  chan struct{}     // closed when this member is none any more
+	changed  chan struct{} // holds one: the members are others
+	removed  chan struct{} // closed when this member is none any more
 	metrics  *api.Metrics
 	slow     time.Duration
 	slowSeen func(took time.Duration, entries int)
@@ -128,7 +128,7 @@ func (a *applied) members(before *state.View) {
 	if now.SameMembers(before) {
 		return
 	}
-	a.observe(now)
+	poke(a.changed)
 	if now.Removed(a.self) && !before.Removed(a.self) {
 		close(a.removed)
 	}

@@ -36,6 +36,8 @@ type member struct {
 	received received
 	swept    *news
 	broken   failure
+
+	removed bool // after run: it ended since it is no member any more
 }
 
 type memberOptions struct {
@@ -140,11 +142,7 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 	}
 	m.applied = &applied{
 		machine: machine, self: state.MemberID(o.ID), received: m.received, removed: make(chan struct{}),
-		observe: func(v *state.View) {
-			if m.peers != nil {
-				m.peers.Observe(membershipOf(v))
-			}
-		},
+		changed: make(chan struct{}, 1),
 		metrics: o.Metrics, slow: o.SlowApply, slowSeen: m.slowApply,
 		compacted: make(chan struct{}, 1), flush: make(chan struct{}, 1),
 		flushAt: flushBytes, flushLag: state.Index(o.FlushEntries),
@@ -226,11 +224,15 @@ func (m *member) work(ctx context.Context) error {
 	g.Go(func() error { return m.flush(ctx) })
 	g.Go(func() error { return m.leave(ctx) })
 	if m.peers != nil {
+		g.Go(func() error { m.introduce(ctx); return nil })
 		g.Go(func() error { return m.peers.Run(ctx, m.o.Peers.Listener) })
 	}
 	err := g.Wait()
-	if err == nil || errors.Is(err, errRemoved) {
-		err = errors.Join(err, m.machine.Flush()) // the next start has nothing to replay
+	if errors.Is(err, errRemoved) {
+		m.removed, err = true, nil
+	}
+	if err == nil {
+		err = m.machine.Flush() // the next start has nothing to replay
 	}
 	return errors.Join(err, m.machine.Close())
 }
@@ -249,7 +251,8 @@ func (m *member) leave(ctx context.Context) error {
 	case <-m.applied.removed:
 	}
 	election := m.o.Tick * time.Duration(cmp.Or(m.o.ElectionTicks, 10))
-	patience := time.After(10 * election)
+	ctx, cancel := context.WithTimeout(ctx, farewell*election)
+	defer cancel()
 	following := 0 // ticks for which somebody else may have led
 	tick := time.NewTicker(m.o.Tick)
 	defer tick.Stop()
@@ -259,15 +262,44 @@ func (m *member) leave(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-m.evicted:
 			return errRemoved
-		case <-patience:
+		case <-m.evicted:
 			return errRemoved
 		case <-tick.C:
 		}
 	}
 	return errRemoved
+}
+
+// farewell is how many election timeouts a removed leader has to see another
+// one lead.
+const farewell = 5
+
+// introduce tells the peers who the members are, until ctx ends. While a
+// removed member leads they are not told yet: they would cut it off from the
+// others before it has handed over.
+func (m *member) introduce(ctx context.Context) {
+	election := m.o.Tick * time.Duration(cmp.Or(m.o.ElectionTicks, 10))
+	tick := time.NewTicker(m.o.Tick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.applied.changed:
+		}
+		for end := time.Now().Add(farewell * election); time.Now().Before(end); {
+			if leader := m.replica.Status().Leader; leader == 0 || !m.machine.View().Removed(state.MemberID(leader)) {
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+		m.peers.Observe(membershipOf(m.machine.View()))
+	}
 }
 
 // handOver gives leadership, if this member has it, to the voter whose log is

@@ -312,7 +312,13 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 	g, failed := errgroup.WithContext(context.WithoutCancel(ctx))
 	memberCtx, stopMember := context.WithCancel(failed)
 	defer stopMember()
-	g.Go(func() error { return m.run(memberCtx) })
+	g.Go(func() error {
+		err := m.run(memberCtx)
+		if err == nil && m.removed {
+			return errRemoved
+		}
+		return err
+	})
 
 	web := listen.HTTPServer(handler)
 	forMembers := listen.HTTPServer(peerHandler(m))
