@@ -344,7 +344,7 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 		serveHTTP(monitoring, d.metrics)
 	}
 
-	g.Go(func() error { return announce(failed, s, m, log) })
+	g.Go(func() error { return announce(memberCtx, s, m, log) })
 	g.Go(func() error { tuneHeap(memberCtx); return nil })
 
 	select {
