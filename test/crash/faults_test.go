@@ -211,7 +211,7 @@ func TestFaultsAtStart(t *testing.T) {
 			name: "the directory is in use",
 			spoil: func(t *testing.T, s site) {
 				other := s
-				other.addr = freeAddr(t)
+				other.addr, other.peer = freeAddr(t), freeAddr(t)
 				p := other.start(t)
 				p.ready(t, other.client(t))
 			},

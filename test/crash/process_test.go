@@ -47,14 +47,14 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// A site is where a server lives: a directory and an address.
+// A site is where a server lives: a directory and two addresses.
 type site struct {
-	dir, addr string
+	dir, addr, peer string
 }
 
 func newSite(t testing.TB) site {
 	t.Helper()
-	return site{dir: filepath.Join(t.TempDir(), "data"), addr: freeAddr(t)}
+	return site{dir: filepath.Join(t.TempDir(), "data"), addr: freeAddr(t), peer: freeAddr(t)}
 }
 
 func freeAddr(t testing.TB) string {
@@ -75,6 +75,7 @@ func (s site) flags(more ...string) []string {
 		"--data-dir=" + s.dir,
 		"--listen-client-urls=" + s.url(),
 		"--advertise-client-urls=" + s.url(),
+		"--listen-peer-urls=http://" + s.peer,
 	}, more...)
 }
 

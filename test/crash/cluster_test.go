@@ -1,0 +1,384 @@
+package crash
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/kvorum/kvorum/fault"
+)
+
+// clusterFlags make elections fast, and followers that are a little behind get
+// snapshots.
+var clusterFlags = []string{
+	"--heartbeat-interval=50", "--election-timeout=500",
+	"--snapshot-count=10", "--snapshot-catchup-entries=10",
+	"--strict-reconfig-check=false", "--logger=zap",
+}
+
+// A cluster is servers that know each other.
+type cluster struct {
+	t       testing.TB
+	members []*clusterMember
+	c       *clientv3.Client // of all of them
+}
+
+type clusterMember struct {
+	site
+	name string
+	*process
+	client *clientv3.Client
+}
+
+func newCluster(t testing.TB, size int) *cluster {
+	t.Helper()
+	c := &cluster{t: t}
+	for range size {
+		c.newMember()
+	}
+	for _, m := range c.members {
+		c.start(m, "new")
+	}
+	var endpoints []string
+	for _, m := range c.members {
+		m.ready(t, m.client)
+		endpoints = append(endpoints, m.addr)
+	}
+	var err error
+	if c.c, err = clientv3.New(clientv3.Config{Endpoints: endpoints, Logger: zap.NewNop()}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.c.Close() })
+	return c
+}
+
+// newMember makes a place for one more.
+func (c *cluster) newMember() *clusterMember {
+	m := &clusterMember{site: newSite(c.t), name: fmt.Sprintf("m%d", len(c.members))}
+	m.client = m.site.client(c.t)
+	c.members = append(c.members, m)
+	return m
+}
+
+func (c *cluster) start(m *clusterMember, state string) {
+	c.t.Helper()
+	var initial []string
+	for _, one := range c.members {
+		initial = append(initial, one.name+"=http://"+one.peer)
+	}
+	m.process = m.site.start(c.t, append([]string{
+		"--name=" + m.name, "--initial-cluster=" + strings.Join(initial, ","),
+		"--initial-cluster-state=" + state, "--initial-advertise-peer-urls=http://" + m.peer,
+	}, clusterFlags...)...)
+}
+
+func (c *cluster) status(m *clusterMember) *clientv3.StatusResponse {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	defer cancel()
+	s, err := m.client.Status(ctx, m.addr)
+	if err != nil {
+		c.t.Fatalf("status of %s: %v\n%s", m.name, err, m.output)
+	}
+	return s
+}
+
+// leader returns the member that leads.
+func (c *cluster) leader() *clusterMember {
+	c.t.Helper()
+	var found *clusterMember
+	c.await("a leader", func() bool {
+		for _, m := range c.members {
+			if m.running() {
+				if s := c.status(m); s.Leader == s.Header.MemberId {
+					found = m
+				}
+			}
+		}
+		return found != nil
+	})
+	return found
+}
+
+func (m *clusterMember) running() bool {
+	select {
+	case <-m.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+func (c *cluster) kill(m *clusterMember) {
+	_ = m.Process.Kill() // or it has ended
+	<-m.ended
+}
+
+func (c *cluster) await(what string, is func() bool) {
+	c.t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(patience); !is(); <-tick.C {
+		if time.Now().After(end) {
+			c.t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+// wantEqual waits until all that run hold the same.
+func (c *cluster) wantEqual() {
+	c.t.Helper()
+	var sums []string
+	c.await("equal members", func() bool {
+		sums = nil
+		for _, m := range c.members {
+			if m.running() {
+				h, err := m.client.HashKV(c.t.Context(), m.addr, 0)
+				if err != nil {
+					c.t.Fatal(err)
+				}
+				sums = append(sums, fmt.Sprintf("%s: revision %d hash %x", m.name, h.Header.Revision, h.Hash))
+			}
+		}
+		for _, s := range sums {
+			if s[strings.Index(s, ":"):] != sums[0][strings.Index(sums[0], ":"):] {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func TestAKilledMemberCostsNothingButTime(t *testing.T) {
+	c := newCluster(t, 3)
+	type ack struct {
+		key string
+		at  time.Time
+	}
+	var mu sync.Mutex
+	var acks []ack
+	ctx, stop := context.WithCancel(t.Context())
+	var writers sync.WaitGroup
+	for w := range 4 {
+		writers.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				key := fmt.Sprintf("%d/%06d", w, n)
+				one, cancel := context.WithTimeout(ctx, time.Second)
+				_, err := c.c.Put(one, key, key)
+				cancel()
+				if err == nil {
+					mu.Lock()
+					acks = append(acks, ack{key, time.Now()})
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	written := func() int { mu.Lock(); defer mu.Unlock(); return len(acks) }
+
+	for round := range 3 {
+		from := written()
+		c.await("writes", func() bool { return written() > from+200 })
+		m := c.leader()
+		if round == 1 { // a follower this time
+			for _, one := range c.members {
+				if one != m {
+					m = one
+					break
+				}
+			}
+		}
+		c.kill(m)
+		killed := time.Now()
+		c.await("writes after the kill", func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return acks[len(acks)-1].at.After(killed.Add(50 * time.Millisecond))
+		})
+		mu.Lock()
+		var pause time.Duration
+		for last, i := killed, len(acks)-1; i >= 0 && acks[i].at.After(killed); i-- {
+			pause = max(pause, acks[i].at.Sub(last))
+		}
+		mu.Unlock()
+		t.Logf("%s killed: writes resumed after %v", m.name, time.Since(killed).Round(time.Millisecond))
+		if resumed := time.Since(killed); resumed > 3*time.Second {
+			t.Errorf("writes resumed after %v", resumed)
+		}
+		from = written()
+		c.await("more writes", func() bool { return written() > from+100 })
+		c.start(m, "new")
+		m.ready(t, m.client)
+	}
+	stop()
+	writers.Wait()
+	c.wantEqual()
+	for _, m := range c.members {
+		r, err := m.client.Get(t.Context(), "", clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithSerializable())
+		if err != nil {
+			t.Fatal(err)
+		}
+		there := map[string]bool{}
+		for _, kv := range r.Kvs {
+			there[string(kv.Key)] = true
+		}
+		for _, a := range acks {
+			if !there[a.key] {
+				t.Fatalf("%s has lost %s", m.name, a.key)
+			}
+		}
+	}
+}
+
+func TestAMemberIsReplaced(t *testing.T) {
+	c := newCluster(t, 3)
+	ctx := t.Context()
+	put := func(n int) {
+		t.Helper()
+		for i := range n {
+			if _, err := c.c.Put(ctx, fmt.Sprint("key", i), strings.Repeat("v", 1000)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	put(50)
+
+	// One that was away for long is sent a snapshot.
+	lead := c.leader()
+	away := c.members[0]
+	if away == lead {
+		away = c.members[1]
+	}
+	c.kill(away)
+	put(200)
+	c.start(away, "new")
+	away.ready(t, away.client)
+	c.wantEqual()
+	if !strings.Contains(away.output.String(), "received snapshot") {
+		t.Error("it caught up without a snapshot")
+	}
+	if left, err := os.ReadDir(filepath.Join(away.dir, "received")); err != nil || len(left) > 0 {
+		t.Errorf("left of the snapshot: %v, %v", left, err)
+	}
+
+	// The leader is removed: it answers, hands over and ends by itself.
+	id := c.status(lead).Header.MemberId
+	if _, err := lead.client.MemberRemove(ctx, id); err != nil {
+		t.Fatalf("remove the leader: %v", err)
+	}
+	if code := lead.code(t); code != 0 {
+		t.Errorf("the removed member ended with %d:\n%s", code, lead.output)
+	}
+	if text := lead.output.String(); !strings.Contains(text, "stopped: this member was removed from the cluster") {
+		t.Errorf("it does not say why it ended:\n%s", text)
+	}
+	put(10)
+	c.start(lead, "existing")
+	if code := lead.code(t); code != 1 || !strings.Contains(lead.output.String(), "was removed from the cluster and cannot come back") {
+		t.Errorf("a removed member that starts again ended with %d:\n%s", code, lead.output)
+	}
+
+	// Another one takes its place, first as a learner.
+	next := c.newMember()
+	added, err := c.c.MemberAddAsLearner(ctx, []string{"http://" + next.peer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.c.MemberPromote(ctx, added.Member.ID); !errors.Is(err, asClient(fault.LearnerNotReady)) {
+		t.Errorf("promoted before it started: %v", err)
+	}
+	c.members = append(c.members[:0:0], next)
+	for _, m := range []*clusterMember{away} {
+		c.members = append(c.members, m)
+	}
+	c.start(next, "existing")
+	c.await("the learner to serve", func() bool {
+		return strings.Contains(next.output.String(), "ready to serve client requests")
+	})
+	if _, err := next.client.Get(ctx, "key0"); !errors.Is(err, asClient(fault.LearnerUnsupported)) {
+		t.Errorf("a learner answered: %v", err)
+	}
+	// By way of a follower, so that the question goes to the leader.
+	if _, err := away.client.MemberPromote(ctx, added.Member.ID); err != nil {
+		t.Errorf("promote: %v", err)
+	}
+	next.ready(t, next.client)
+	put(10)
+	c.wantEqual()
+	list, err := next.client.MemberList(ctx)
+	if err != nil || len(list.Members) != 3 {
+		t.Fatalf("members %v, %v", list, err)
+	}
+	for _, m := range list.Members {
+		if m.IsLearner || m.Name == "" || m.ID == id {
+			t.Errorf("member %v", (*pb.Member)(m))
+		}
+	}
+
+	// Who loses its directory has forgotten its votes.
+	c.kill(next)
+	if err := os.RemoveAll(next.dir); err != nil {
+		t.Fatal(err)
+	}
+	c.start(next, "existing")
+	if code := next.code(t); code != 1 || !strings.Contains(next.output.String(), "has run before, but the data directory is empty") {
+		t.Errorf("it ended with %d:\n%s", code, next.output)
+	}
+}
+
+func TestLeadershipIsHandedOver(t *testing.T) {
+	c := newCluster(t, 3)
+	ctx := t.Context()
+	lead := c.leader()
+	before := c.status(lead)
+
+	// Asked to, to the one that was named.
+	to := c.members[0]
+	if to == lead {
+		to = c.members[1]
+	}
+	if _, err := lead.client.MoveLeader(ctx, c.status(to).Header.MemberId); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.status(to); s.Leader != s.Header.MemberId || s.RaftTerm != before.RaftTerm+1 {
+		t.Errorf("after moving it: %v", s)
+	}
+	if _, err := lead.client.MoveLeader(ctx, c.status(to).Header.MemberId); !errors.Is(err, asClient(fault.NotLeader)) {
+		t.Errorf("moved by one that does not lead: %v", err)
+	}
+
+	// And by one that is told to end.
+	began := time.Now()
+	if err := to.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-to.ended
+	if took := time.Since(began); took > 1500*time.Millisecond {
+		t.Errorf("it took %v to end", took)
+	}
+	now := c.status(c.leader())
+	if now.RaftTerm != before.RaftTerm+2 {
+		t.Errorf("term %d before, then %d", before.RaftTerm+1, now.RaftTerm)
+	}
+	if _, err := c.c.Put(ctx, "a", "b"); err != nil {
+		t.Error(err)
+	}
+}
+
+// asClient returns a fault as clients know it.
+func asClient(f *fault.Fault) error { return clientError{f.Text} }
+
+type clientError struct{ text string }
+
+func (e clientError) Error() string { return e.text }
