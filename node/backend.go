@@ -117,7 +117,8 @@ func (m *member) answerCaughtUp(_ context.Context, _ uint64, body []byte) ([]byt
 }
 
 // caughtUp tells whether a learner has nine tenths of the log that this leader
-// has, and was heard from lately.
+// has, and was heard from lately. Of one that has just been added nothing is
+// known yet.
 func (m *member) caughtUp(learner state.MemberID) error {
 	s := m.replica.Status()
 	if s.Role != replica.Leader {
@@ -125,11 +126,10 @@ func (m *member) caughtUp(learner state.MemberID) error {
 	}
 	for _, p := range s.Progress {
 		if p.ID == uint64(learner) {
-			if !p.Active || p.Match < s.Commit-s.Commit/10 {
-				return fault.LearnerNotReady
+			if p.Active && p.Match >= s.Commit-s.Commit/10 {
+				return nil
 			}
-			return nil
 		}
 	}
-	return fault.MemberNotFound
+	return fault.LearnerNotReady
 }
