@@ -73,7 +73,6 @@ type client struct {
 	id      int
 	home    *member // whom it speaks to
 	stopped bool
-	last    *op
 }
 
 // next begins the next operation after a while.

@@ -25,7 +25,6 @@ type oracle struct {
 	members *pb.ConfState
 	sums    map[state.Index]uint64
 	places  map[uint64]uint64 // of an operation in the log
-	joint   bool
 }
 
 type entry struct {

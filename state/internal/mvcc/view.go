@@ -151,6 +151,11 @@ func (v View) collect(q *pb.RangeRequest, at Revision, answer *Answer) error {
 
 	answer.Pairs = make([][]byte, len(hits))
 	for i, h := range hits {
+		if len(hits) > 1 && !q.KeysOnly && h.version.resident() == nil {
+			if err := v.store.warm(h.version); err != nil {
+				return err
+			}
+		}
 		var err error
 		if answer.Pairs[i], err = v.answer(h, at, q.KeysOnly); err != nil {
 			return err
