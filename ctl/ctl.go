@@ -64,7 +64,7 @@ func New(called string) *cobra.Command {
 	root.SetHelpCommandGroupID(groupUtility)
 	root.AddCommand(
 		a.putCommand(), a.getCommand(), a.delCommand(), a.txnCommand(), a.compactionCommand(),
-		a.endpointCommand(), a.memberCommand(), a.alarmCommand(), a.defragCommand(),
+		a.endpointCommand(), a.memberCommand(), a.moveLeaderCommand(), a.alarmCommand(), a.defragCommand(),
 		a.completionCommand(), a.optionsCommand(), a.versionCommand(),
 	)
 	if called != Etcdctl {

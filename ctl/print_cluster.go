@@ -9,6 +9,7 @@ import (
 	"github.com/dustin/go-humanize"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/encoding/prototext"
+	"google.golang.org/protobuf/proto"
 )
 
 // endpointHealth, endpointStatus and endpointHash are what one endpoint said;
@@ -191,6 +192,52 @@ func memberListAnswer(r *pb.MemberListResponse, hex bool) answer {
 		ans.json = hexMembers(r)
 	}
 	return ans
+}
+
+// memberAddAnswer says how to start the new member, too.
+func memberAddAnswer(r *pb.MemberAddResponse, name string) answer {
+	return answer{
+		message: r,
+		simple: func(p *printer) {
+			what := "added to"
+			if r.GetMember().GetIsLearner() {
+				what = "added as learner to"
+			}
+			p.changed(r.GetHeader(), r.GetMember().GetID(), what)
+			var cluster []string
+			for _, m := range r.GetMembers() {
+				called := m.GetName()
+				if m.GetID() == r.GetMember().GetID() {
+					called = name
+				}
+				for _, u := range m.GetPeerURLs() {
+					cluster = append(cluster, called+"="+u)
+				}
+			}
+			p.linef("")
+			p.linef("ETCD_NAME=%q", name)
+			p.linef("ETCD_INITIAL_CLUSTER=%q", strings.Join(cluster, ","))
+			p.linef("ETCD_INITIAL_ADVERTISE_PEER_URLS=%q", strings.Join(r.GetMember().GetPeerURLs(), ","))
+			p.linef("ETCD_INITIAL_CLUSTER_STATE=\"existing\"")
+		},
+	}
+}
+
+func memberChangeAnswer[M interface {
+	proto.Message
+	GetHeader() *pb.ResponseHeader
+}](r M, id uint64, what string) answer {
+	return answer{message: r, simple: func(p *printer) { p.changed(r.GetHeader(), id, what) }}
+}
+
+func (p *printer) changed(h *pb.ResponseHeader, id uint64, what string) {
+	p.linef("Member %16x %s cluster %16x", id, what, h.GetClusterId())
+}
+
+func moveLeaderAnswer(r *pb.MoveLeaderResponse, from, to uint64) answer {
+	return answer{message: r, simple: func(p *printer) {
+		p.linef("Leadership transferred from %s to %s", hexID(from), hexID(to))
+	}}
 }
 
 // hexMembers is the one JSON answer in which etcdctl heeds --hex.
