@@ -158,6 +158,7 @@ func largest(t *testing.T, pattern string) string {
 // TestFaultsAtStart starts a server where something is wrong. It must refuse,
 // say what and what to do in one line, and leave everything as it was.
 func TestFaultsAtStart(t *testing.T) {
+	var damaged []string
 	type fault struct {
 		name  string
 		flags []string
@@ -263,10 +264,19 @@ func TestFaultsAtStart(t *testing.T) {
 		{
 			name: "table damaged", opens: true,
 			spoil: func(t *testing.T, s site) {
-				edit(t, largest(t, filepath.Join(s.dir, "table", "table-*", "*.sst")), flip(100))
+				// All of them: some may have been merged into others, and then
+				// nobody reads them.
+				damaged, _ = filepath.Glob(filepath.Join(s.dir, "table", "table-*", "*.sst"))
+				for _, name := range damaged {
+					edit(t, name, flip(100))
+				}
 			},
 			mend: func(t *testing.T, s site) {
-				edit(t, largest(t, filepath.Join(s.dir, "table", "table-*", "*.sst")), flip(100))
+				for _, name := range damaged {
+					if _, err := os.Stat(name); err == nil { // the engine deletes what it does not read
+						edit(t, name, flip(100))
+					}
+				}
 			},
 			code: 1, says: []string{"{dir}/table", ".sst", "add it again"},
 		},
