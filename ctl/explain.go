@@ -115,7 +115,7 @@ func knock(ctx context.Context, endpoint string, config *tls.Config) (hint strin
 	}
 	// Plain text was spoken. A server that completes a handshake, or refuses
 	// it in TLS's own words, wanted TLS.
-	server := tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}) //nolint:gosec // nothing is sent
+	server := tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}) // nothing is sent
 	if err := server.HandshakeContext(ctx); err == nil || isAlert(err) {
 		return fmt.Sprintf("The server at %s speaks TLS: use --endpoints=https://%s and add --cacert FILE (and --cert, --key if it asks for a client certificate).", endpoint, address), false
 	}

@@ -53,10 +53,6 @@ func (m *member) Status() api.Status {
 
 func (m *member) Size() (total, used int64) { return m.machine.Size() }
 
-func (m *member) WaitSwept(ctx context.Context, rev state.Revision) error {
-	return m.waitSwept(ctx, rev)
-}
-
 func (m *member) Defragment(ctx context.Context) error { return m.machine.Defragment(ctx) }
 
 func (m *member) MoveLeader(ctx context.Context, to state.MemberID) error {

@@ -343,8 +343,8 @@ func (m *member) sweep(ctx context.Context) error {
 	}
 }
 
-// waitSwept returns once nothing is left of what a compaction superseded.
-func (m *member) waitSwept(ctx context.Context, rev state.Revision) error {
+// WaitSwept returns once nothing is left of what a compaction superseded.
+func (m *member) WaitSwept(ctx context.Context, rev state.Revision) error {
 	for {
 		changed := m.swept.wait()
 		if m.machine.Swept() >= rev {

@@ -151,7 +151,7 @@ func (v View) collect(q *pb.RangeRequest, at Revision, answer *Answer) error {
 
 	answer.Pairs = make([][]byte, len(hits))
 	for i, h := range hits {
-		if len(hits) > 1 && !q.KeysOnly && h.version.resident() == nil {
+		if len(hits) > 1 && !q.KeysOnly && h.version.resident() == nil && h.record.head.Load() == h.version {
 			if err := v.store.warm(h.version); err != nil {
 				return err
 			}
