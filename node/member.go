@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kvorum/kvorum/api"
+	"github.com/kvorum/kvorum/leader"
 	"github.com/kvorum/kvorum/peer"
 	"github.com/kvorum/kvorum/replica"
 	"github.com/kvorum/kvorum/state"
@@ -31,6 +32,7 @@ type member struct {
 	machine  *state.Machine
 	replica  *replica.Replica[state.Outcome]
 	applied  *applied
+	office   leader.Office
 	peers    *peer.Peers   // nil: there is nobody else
 	evicted  chan struct{} // closed when another member says that this one was removed
 	received received
@@ -166,6 +168,7 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 			KeepBytes:   keepBytes,
 		},
 		Transport: postman{m},
+		Leading:   func(term uint64) { m.office.Hold(state.Term(term)) },
 		Connected: m.connected,
 		Core:      replica.CoreOptions{ElectionTicks: o.ElectionTicks, NoPreVote: o.NoPreVote},
 		Tick:      o.Tick,
@@ -223,6 +226,7 @@ func (m *member) work(ctx context.Context) error {
 	g.Go(func() error { return m.sweep(ctx) })
 	g.Go(func() error { return m.flush(ctx) })
 	g.Go(func() error { return m.leave(ctx) })
+	g.Go(func() error { return m.office.Run(ctx, m.duties()...) })
 	if m.peers != nil {
 		g.Go(func() error { m.introduce(ctx); return nil })
 		g.Go(func() error { return m.peers.Run(ctx, m.o.Peers.Listener) })

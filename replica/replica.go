@@ -72,6 +72,10 @@ type Options[R any] struct {
 	// result, which must be a function of the log. Default: it always does.
 	Accepted func(R) bool
 
+	// Leading hears in which term this member leads, 0 for none, whenever that
+	// changes. It must not wait. Default: nobody hears of it.
+	Leading func(term uint64)
+
 	// Connected says whether a member can be reached. It only chooses the
 	// words of a timeout. Default: all can.
 	Connected func(id uint64) bool
@@ -106,6 +110,9 @@ func (o Options[R]) withDefaults() Options[R] {
 	}
 	if o.Connected == nil {
 		o.Connected = func(uint64) bool { return true }
+	}
+	if o.Leading == nil {
+		o.Leading = func(uint64) {}
 	}
 	if o.BatchBytes == 0 {
 		o.BatchBytes = 1 << 20
@@ -471,6 +478,9 @@ func (r *Replica[R]) publish(all bool) {
 		}
 	}
 	r.status.Store(&next)
+	if prev == nil || prev.Role != next.Role || prev.Term != next.Term {
+		r.o.Leading(next.leads())
+	}
 
 	m := &r.o.Metrics
 	m.Committed.Set(int64(next.Commit))
@@ -496,6 +506,14 @@ func (r *Replica[R]) publish(all bool) {
 func oneIf(yes bool) int64 {
 	if yes {
 		return 1
+	}
+	return 0
+}
+
+// leads returns the term in which this member leads, or 0.
+func (s *Status) leads() uint64 {
+	if s.Role == Leader {
+		return s.Term
 	}
 	return 0
 }
