@@ -50,6 +50,9 @@ type CoreOptions struct {
 //	    answered carries an id of its own that no other attempt ever carries,
 //	    and counts only in the term in which it was asked.
 //	C3: a batch that Propose refused is in no log and never will be.
+//	C4: a batch is appended only in the term in which it was proposed. So one
+//	    that has not come when an entry of a later term is applied is in no
+//	    log that counts, and may be proposed again.
 type Core struct {
 	// Immutable after NewCore.
 	o CoreOptions
@@ -70,6 +73,7 @@ type Core struct {
 	snapshot uint64        // index of the newest snapshot that raft has taken
 	ownTerm  uint64        // first entry of this member's leadership, 0 until it is known
 	held     []*pb.Message // read requests of others, until an entry of this term commits
+	waiting  []*pb.Message // proposals of others that raft does not take just now
 	writing  []uint64      // ticks at which the appends in flight were handed out
 	resigned uint64        // tick of the last attempt to hand over, 0: none
 
@@ -248,7 +252,13 @@ func (c *Core) Step(m *pb.Message) {
 	if raft.IsLocalMsg(m.GetType()) || raft.IsLocalMsgTarget(m.GetFrom()) {
 		return
 	}
-	if m.GetType() == pb.MsgReadIndex && len(m.Entries) != 1 || m.GetType() == pb.MsgProp && len(m.Entries) == 0 {
+	if m.GetType() == pb.MsgReadIndex && len(m.Entries) != 1 {
+		return
+	}
+	if m.GetType() == pb.MsgProp {
+		if len(m.Entries) == 1 {
+			c.stepProposal(m)
+		}
 		return
 	}
 	if m.GetType() == pb.MsgReadIndex && !c.mayAnswerReads() {
@@ -264,6 +274,36 @@ func (c *Core) Step(m *pb.Message) {
 	}
 }
 
+// stepProposal takes a proposal of another member, if this one leads in the
+// term that the proposal is meant for. What raft does not take just now, since
+// it hands leadership over, has too much on its hands or changes the
+// membership, waits until it does: whoever has sent it would never know.
+func (c *Core) stepProposal(m *pb.Message) {
+	changes := m.Entries[0].GetType() != pb.EntryNormal
+	if changes {
+		c.drain() // Changing must know of those that have come just before
+	}
+	status := c.node.BasicStatus()
+	if status.RaftState != raft.StateLeader || status.GetTerm() != m.GetLogTerm() && !mutant.On("proposals of any term") {
+		return
+	}
+	if changes && c.Changing() || c.node.Step(m) != nil {
+		const waitingMax = 64
+		if len(c.waiting) < waitingMax {
+			c.waiting = append(c.waiting, m)
+		}
+	}
+}
+
+// retry looks again at the proposals that wait.
+func (c *Core) retry() {
+	waiting := c.waiting
+	c.waiting = nil
+	for _, m := range waiting {
+		c.stepProposal(m)
+	}
+}
+
 // mayAnswerReads is false for a leader that has committed nothing in its term:
 // its commit index may lie behind what earlier leaders have acknowledged.
 func (c *Core) mayAnswerReads() bool {
@@ -274,10 +314,11 @@ func (c *Core) mayAnswerReads() bool {
 	return status.GetTerm() == c.term && c.ownTerm != 0 && status.GetCommit() >= c.ownTerm
 }
 
-// Propose names the commands a batch and proposes it. It fails only if the
-// batch is certainly lost, and may then be called again with the same commands.
-func (c *Core) Propose(commands [][]byte) (Name, error) {
-	name := Name{c.o.ID, c.o.Incarnation, c.batches + 1}
+// Propose names the commands a batch and proposes it, and tells in which term.
+// It fails only if the batch is certainly lost, and may then be called again
+// with the same commands.
+func (c *Core) Propose(commands [][]byte) (name Name, term uint64, err error) {
+	name = Name{c.o.ID, c.o.Incarnation, c.batches + 1}
 	b := c.frame[:0]
 	if c.role != raft.StateLeader {
 		b = nil // it becomes part of a message
@@ -289,32 +330,44 @@ func (c *Core) Propose(commands [][]byte) (Name, error) {
 	if c.role == raft.StateLeader && cap(b) <= 4<<20 {
 		c.frame = b
 	}
-	if err := c.node.Propose(b); err != nil {
-		return Name{}, errDropped
+	if _, term, err = c.propose(&pb.Entry{Data: b}); err != nil {
+		return Name{}, 0, err
 	}
 	c.batches++
-	return name, nil
+	return name, term, nil
+}
+
+// propose gives an entry to raft, which may put another in its place, and
+// tells for which term.
+func (c *Core) propose(e *pb.Entry) (taken *pb.Entry, term uint64, err error) {
+	term = c.node.BasicStatus().GetTerm()
+	// Raft has no use for LogTerm here, and passes the message on as it is.
+	m := &pb.Message{Type: pb.MsgProp.Enum(), From: &c.o.ID, LogTerm: &term, Entries: []*pb.Entry{e}}
+	if err := c.node.Step(m); err != nil {
+		return nil, 0, errDropped
+	}
+	return m.Entries[0], term, nil
 }
 
 // Configure proposes a change of the membership together with the command in
-// its context. It fails only if the change is certainly lost.
-func (c *Core) Configure(change *pb.ConfChangeV2) (Name, error) {
-	name := Name{c.o.ID, c.o.Incarnation, c.batches + 1}
+// its context, as Propose does.
+func (c *Core) Configure(change *pb.ConfChangeV2) (name Name, term uint64, err error) {
+	name = Name{c.o.ID, c.o.Incarnation, c.batches + 1}
 	change = proto.Clone(change).(*pb.ConfChangeV2)
 	change.Context = appendCommand(appendFrame(nil, name, 1), change.Context)
 	data, err := proto.Marshal(change)
 	if err != nil {
-		return Name{}, err
+		return Name{}, 0, err
 	}
-	entries := []*pb.Entry{{Type: pb.EntryConfChangeV2.Enum(), Data: data}}
-	if err := c.node.Step(&pb.Message{Type: pb.MsgProp.Enum(), From: proto.Uint64(c.o.ID), Entries: entries}); err != nil {
-		return Name{}, errDropped
+	taken, term, err := c.propose(&pb.Entry{Type: pb.EntryConfChangeV2.Enum(), Data: data})
+	if err != nil {
+		return Name{}, 0, err
 	}
-	if entries[0].GetType() == pb.EntryNormal {
-		return Name{}, errBusy // raft put an empty entry in its place
+	if taken.GetType() == pb.EntryNormal {
+		return Name{}, 0, errBusy // raft put an empty entry in its place
 	}
 	c.batches++
-	return name, nil
+	return name, term, nil
 }
 
 // Read opens a read round, or joins the one that is not asked yet, and returns
@@ -427,6 +480,9 @@ func (c *Core) CanPropose() bool { return c.lead != raft.None }
 // Work returns what is to be done, and what became of the reads. The slices of
 // w are reused for the next time.
 func (c *Core) Work(w *Work) {
+	if len(c.waiting) > 0 {
+		c.retry()
+	}
 	c.drain()
 	*w, c.work = c.work, Work{w.Messages[:0], w.Appends[:0], w.Applies[:0], w.Reads[:0]}
 }

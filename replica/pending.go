@@ -1,6 +1,8 @@
 package replica
 
 import (
+	"cmp"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -43,11 +45,13 @@ type batch[R any] struct {
 	name    Name
 	waiters []*waiter[R]
 	tick    uint64 // when it was proposed
+	term    uint64 // in which it was proposed, and in no other can it be appended
+	hidden  bool   // it may be in a snapshot that was restored since
 }
 
-// pending holds the batches that may still commit. A batch that was lost on
-// its way is indistinguishable from one that is late, so it stays until nobody
-// waits for it.
+// pending holds the batches that may still commit. In the term in which it was
+// proposed, a batch that was lost on its way is indistinguishable from one that
+// is late, so it stays until nobody waits for it.
 type pending[R any] struct {
 	origin, incarnation uint64
 
@@ -90,6 +94,30 @@ func (p *pending[R]) take(name Name) *batch[R] {
 	delete(p.mu.batches, name.Number)
 	p.mu.Unlock()
 	return b
+}
+
+// passed removes and returns the batches of earlier terms, oldest first.
+func (p *pending[R]) passed(term uint64) []*batch[R] {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var all []*batch[R]
+	for number, b := range p.mu.batches {
+		if b.term < term {
+			delete(p.mu.batches, number)
+			all = append(all, b)
+		}
+	}
+	slices.SortFunc(all, func(a, b *batch[R]) int { return cmp.Compare(a.name.Number, b.name.Number) })
+	return all
+}
+
+// hide tells that entries up to some of a term were skipped here.
+func (p *pending[R]) hide(term uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, b := range p.mu.batches {
+		b.hidden = b.hidden || b.term <= term
+	}
 }
 
 // sweep forgets the batches proposed before a tick that everybody has left.
@@ -154,6 +182,6 @@ func (p *pending[R]) account(waiters []*waiter[R]) {
 
 func (p *pending[R]) recycle(b *batch[R]) {
 	clear(b.waiters)
-	b.waiters = b.waiters[:0]
+	*b = batch[R]{waiters: b.waiters[:0]}
 	p.free.Put(b)
 }

@@ -266,7 +266,8 @@ func (r *Replica[R]) LogBytes() int64 { return r.log.Size() }
 
 // Propose returns the result of a command once it is committed and applied
 // here. The context should have a deadline: a proposal that was lost on its
-// way to the leader is not noticed otherwise. When Propose returns early, the
+// way to a leader who stays is not noticed otherwise; one that a change of
+// leaders has lost is proposed again. When Propose returns early, the
 // command may still be executed, unless the error is TooManyRequests. The
 // command must not change until then.
 func (r *Replica[R]) Propose(ctx context.Context, command []byte) (R, error) {

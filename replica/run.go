@@ -30,7 +30,8 @@ type applyJob struct {
 type raftLoop[R any] struct {
 	in        inbox[R] // what is being worked on
 	work      Work
-	backlog   []*waiter[R] // proposals that raft has dropped
+	term      uint64       // of the newest entry applied
+	backlog   []*waiter[R] // proposals that are in no log although they were proposed
 	changes   []*waiter[R] // of the membership, not yet proposed
 	changeAt  uint64       // tick before which none is proposed
 	transfers []*waiter[R]
@@ -145,10 +146,15 @@ func (r *Replica[R]) round() {
 
 	for _, m := range l.in.appended {
 		r.core.AppendDone(m)
+		if s := m.GetSnapshot(); !raft.IsEmptySnap(s) {
+			r.pending.hide(s.GetMetadata().GetTerm())
+			r.passed(s.GetMetadata().GetTerm())
+		}
 	}
 	for _, a := range l.in.applied {
 		r.core.ApplyDone(a.Message, a.Changes)
 		r.log.Applied(a.At)
+		r.passed(a.At.Term)
 	}
 	for _, m := range l.in.messages {
 		r.core.Step(m)
@@ -173,6 +179,30 @@ func (r *Replica[R]) round() {
 	}
 	r.finishReads()
 	r.finishTransfers()
+}
+
+// passed is told the term of what is applied. The batches of earlier terms are
+// in no log then (C4) and are proposed again, but for those that a snapshot may
+// hold: what became of these, nobody can tell any more.
+func (r *Replica[R]) passed(term uint64) {
+	l := &r.loop
+	if term <= l.term {
+		return
+	}
+	l.term = term
+	for _, b := range r.pending.passed(term) {
+		switch {
+		case b.hidden:
+			r.o.Metrics.Failed.Add(uint64(len(b.waiters)))
+			b.fail(r.pending, fault.TimeoutConnectionLost)
+			continue
+		case b.waiters[0].change != nil:
+			l.changes = append(l.changes, b.waiters...)
+		default:
+			l.backlog = append(l.backlog, b.waiters...)
+		}
+		r.pending.recycle(b)
+	}
 }
 
 // swap takes what waits, except the proposals.
@@ -270,7 +300,7 @@ func (r *Replica[R]) propose() bool {
 			proposals = proposals[n:]
 			continue
 		}
-		name, err := r.core.Propose(l.commands)
+		name, term, err := r.core.Propose(l.commands)
 		if err != nil {
 			// In no log, so it may be proposed again: by a later round.
 			l.backlog = append(append(l.backlog, b.waiters...), proposals[n:]...)
@@ -278,7 +308,7 @@ func (r *Replica[R]) propose() bool {
 			break
 		}
 		r.o.Metrics.BatchCommands.Observe(float64(len(l.commands)))
-		b.name, b.tick = name, r.ticks.Load()
+		b.name, b.term, b.tick = name, term, r.ticks.Load()
 		r.pending.add(b)
 		proposals = proposals[n:]
 		proposed = true
@@ -301,7 +331,7 @@ func (r *Replica[R]) configure() bool {
 		if r.core.Changing() || r.ticks.Load() < l.changeAt {
 			return false
 		}
-		name, err := r.core.Configure(w.change)
+		name, term, err := r.core.Configure(w.change)
 		if err != nil {
 			l.changeAt = r.ticks.Load() + 1 // it is in no log
 			return false
@@ -309,7 +339,7 @@ func (r *Replica[R]) configure() bool {
 		l.changes = l.changes[1:]
 		b := r.pending.newBatch()
 		b.waiters = append(b.waiters, w)
-		b.name, b.tick = name, r.ticks.Load()
+		b.name, b.term, b.tick = name, term, r.ticks.Load()
 		r.pending.add(b)
 		return true
 	}

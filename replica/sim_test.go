@@ -10,6 +10,8 @@ import (
 	"testing/cryptotest"
 
 	pb "go.etcd.io/raft/v3/raftpb"
+
+	"github.com/kvorum/kvorum/fault"
 )
 
 var (
@@ -241,7 +243,7 @@ func (s *sim) outcomes() {
 		switch {
 		case err != nil:
 			s.mark(err.Error())
-			if o.command != "" {
+			if o.command != "" && !errors.Is(err, fault.TimeoutConnectionLost) {
 				s.refused[o.command] = true
 			}
 		case o.command == "":
