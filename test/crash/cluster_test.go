@@ -14,7 +14,6 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 
 	"github.com/kvorum/kvorum/fault"
 )
@@ -30,43 +29,62 @@ var clusterFlags = []string{
 // A cluster is servers that know each other.
 type cluster struct {
 	t       testing.TB
+	flags   []string
+	network *network // between them; nil: nothing is
 	members []*clusterMember
 	c       *clientv3.Client // of all of them
 }
 
 type clusterMember struct {
 	site
-	name string
+	name  string
+	url   string   // at which others find it
+	flags []string // of its own
+	id    uint64   // once it has started
 	*process
 	client *clientv3.Client
 }
 
+// newCluster returns a cluster that serves.
 func newCluster(t testing.TB, size int) *cluster {
 	t.Helper()
-	c := &cluster{t: t}
+	c := &cluster{t: t, flags: clusterFlags}
+	c.found(size)
+	return c
+}
+
+// found makes members and starts them.
+func (c *cluster) found(size int) {
+	c.t.Helper()
 	for range size {
 		c.newMember()
 	}
 	for _, m := range c.members {
 		c.start(m, "new")
 	}
+	c.ready()
+}
+
+// ready waits until all members serve, and gives the cluster its client.
+func (c *cluster) ready() {
+	c.t.Helper()
 	var endpoints []string
 	for _, m := range c.members {
-		m.ready(t, m.client)
+		m.ready(c.t, m.client)
+		m.id = c.status(m).Header.MemberId
 		endpoints = append(endpoints, m.addr)
 	}
-	var err error
-	if c.c, err = clientv3.New(clientv3.Config{Endpoints: endpoints, Logger: zap.NewNop()}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.c.Close() })
-	return c
+	c.c = client(c.t, endpoints...)
 }
 
 // newMember makes a place for one more.
 func (c *cluster) newMember() *clusterMember {
 	m := &clusterMember{site: newSite(c.t), name: fmt.Sprintf("m%d", len(c.members))}
 	m.client = m.site.client(c.t)
+	m.url = "http://" + m.peer
+	if c.network != nil {
+		m.url = "http://" + c.network.door(c.t, m.peer)
+	}
 	c.members = append(c.members, m)
 	return m
 }
@@ -75,12 +93,12 @@ func (c *cluster) start(m *clusterMember, state string) {
 	c.t.Helper()
 	var initial []string
 	for _, one := range c.members {
-		initial = append(initial, one.name+"=http://"+one.peer)
+		initial = append(initial, one.name+"="+one.url)
 	}
-	m.process = m.site.start(c.t, append([]string{
+	m.process = m.site.start(c.t, slices.Concat([]string{
 		"--name=" + m.name, "--initial-cluster=" + strings.Join(initial, ","),
-		"--initial-cluster-state=" + state, "--initial-advertise-peer-urls=http://" + m.peer,
-	}, clusterFlags...)...)
+		"--initial-cluster-state=" + state, "--initial-advertise-peer-urls=" + m.url,
+	}, c.flags, m.flags)...)
 }
 
 func (c *cluster) status(m *clusterMember) *clientv3.StatusResponse {
@@ -100,15 +118,21 @@ func (c *cluster) leader() *clusterMember {
 	var found *clusterMember
 	c.await("a leader", func() bool {
 		for _, m := range c.members {
-			if m.running() {
-				if s := c.status(m); s.Leader == s.Header.MemberId {
-					found = m
-				}
+			if m.leads(c.t.Context()) {
+				found = m
 			}
 		}
 		return found != nil
 	})
 	return found
+}
+
+// leads tells whether a member says that it leads.
+func (m *clusterMember) leads(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+	defer cancel()
+	s, err := m.client.Status(ctx, m.addr)
+	return err == nil && s.Leader == s.Header.MemberId
 }
 
 func (m *clusterMember) running() bool {
@@ -146,7 +170,7 @@ func (c *cluster) wantEqual() {
 			if m.running() {
 				h, err := m.client.HashKV(c.t.Context(), m.addr, 0)
 				if err != nil {
-					c.t.Fatal(err)
+					c.t.Fatalf("%s: %v\n%s", m.name, err, m.output)
 				}
 				sums = append(sums, fmt.Sprintf("%s: revision %d hash %x", m.name, h.Header.Revision, h.Hash))
 			}
@@ -286,7 +310,7 @@ func TestAMemberIsReplaced(t *testing.T) {
 
 	// Another one takes its place, first as a learner.
 	next := c.newMember()
-	added, err := c.c.MemberAddAsLearner(ctx, []string{"http://" + next.peer})
+	added, err := c.c.MemberAddAsLearner(ctx, []string{next.url})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -146,10 +146,12 @@ func (p *process) ready(t testing.TB, c *clientv3.Client) {
 	}
 }
 
-func (s site) client(t testing.TB) *clientv3.Client {
+func (s site) client(t testing.TB) *clientv3.Client { return client(t, s.addr) }
+
+func client(t testing.TB, endpoints ...string) *clientv3.Client {
 	t.Helper()
 	c, err := clientv3.New(clientv3.Config{
-		Endpoints: []string{s.addr},
+		Endpoints: endpoints,
 		Logger:    zap.NewNop(),
 		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1.5, MaxDelay: 20 * time.Millisecond},
