@@ -82,21 +82,36 @@ func (c *cluster) killed(some ...*clusterMember) (undo func()) {
 	}
 }
 
+func paused(m *clusterMember) (undo func()) {
+	p := m.process
+	_ = p.Process.Signal(syscall.SIGSTOP) // or it is dead
+	return func() { _ = p.Process.Signal(syscall.SIGCONT) }
+}
+
+// whoLeads does something with the member that leads, if one does.
+func (c *cluster) whoLeads(do func(*clusterMember)) {
+	for _, m := range c.members {
+		if m.leads(c.t.Context()) {
+			do(m)
+			return
+		}
+	}
+}
+
 var nemeses = []nemesis{
 	{"kill one", func(c *cluster, rng *rand.Rand) func() { return c.killed(c.any(rng)) }},
 	{"kill the leader", func(c *cluster, rng *rand.Rand) func() {
-		for _, m := range c.members {
-			if m.leads(c.t.Context()) {
-				return c.killed(m)
-			}
-		}
-		return func() {} // nobody does
+		undo := func() {}
+		c.whoLeads(func(m *clusterMember) { undo = c.killed(m) })
+		return undo
 	}},
 	{"kill all", func(c *cluster, rng *rand.Rand) func() { return c.killed(c.members...) }},
-	{"pause", func(c *cluster, rng *rand.Rand) func() {
-		m := c.any(rng).process
-		_ = m.Process.Signal(syscall.SIGSTOP) // or it is dead
-		return func() { _ = m.Process.Signal(syscall.SIGCONT) }
+	{"pause one", func(c *cluster, rng *rand.Rand) func() { return paused(c.any(rng)) }},
+	{"pause the leader", func(c *cluster, rng *rand.Rand) func() {
+		undo := func() {}
+		c.whoLeads(func(m *clusterMember) { undo = paused(m) })
+		<-time.After(time.Second) // until another one leads
+		return undo
 	}},
 	{"isolate", func(c *cluster, rng *rand.Rand) func() {
 		out, in := c.around(c.any(rng))

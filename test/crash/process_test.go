@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -43,8 +44,24 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "build the server:", err)
 			return 1
 		}
+		if err := noticeSources(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 		return m.Run()
 	}())
+}
+
+// noticeSources looks at the server's sources: the go command keeps the result
+// of a test for as long as nothing changes that the test has looked at, and does
+// not know what was built here.
+func noticeSources() error {
+	return filepath.WalkDir(filepath.Join("..", ".."), func(path string, e fs.DirEntry, err error) error {
+		if err == nil && filepath.Ext(path) == ".go" {
+			_, err = os.Stat(path)
+		}
+		return err
+	})
 }
 
 // A site is where a server lives: a directory and two addresses.
