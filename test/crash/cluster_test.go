@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -216,12 +215,7 @@ func TestAKilledMemberCostsNothingButTime(t *testing.T) {
 		c.await("writes", func() bool { return written() > from+200 })
 		m := c.leader()
 		if round == 1 { // a follower this time
-			for _, one := range c.members {
-				if one != m {
-					m = one
-					break
-				}
-			}
+			m = c.others(m)[0]
 		}
 		c.kill(m)
 		killed := time.Now()
@@ -263,22 +257,12 @@ func TestAKilledMemberCostsNothingButTime(t *testing.T) {
 func TestAMemberIsReplaced(t *testing.T) {
 	c := newCluster(t, 3)
 	ctx := t.Context()
-	put := func(n int) {
-		t.Helper()
-		for i := range n {
-			if _, err := c.c.Put(ctx, fmt.Sprint("key", i), strings.Repeat("v", 1000)); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
+	put := func(n int) { t.Helper(); c.put(n, 1000) }
 	put(50)
 
 	// One that was away for long is sent a snapshot.
 	lead := c.leader()
-	away := c.members[0]
-	if away == lead {
-		away = c.members[1]
-	}
+	away := c.others(lead)[0]
 	c.kill(away)
 	put(200)
 	c.start(away, "new")
@@ -287,7 +271,7 @@ func TestAMemberIsReplaced(t *testing.T) {
 	if !strings.Contains(away.output.String(), "received snapshot") {
 		t.Error("it caught up without a snapshot")
 	}
-	if left, err := os.ReadDir(filepath.Join(away.dir, "received")); err != nil || len(left) > 0 {
+	if left, err := os.ReadDir(receivedDir(away)); err != nil || len(left) > 0 {
 		t.Errorf("left of the snapshot: %v, %v", left, err)
 	}
 
@@ -360,10 +344,7 @@ func TestLeadershipIsHandedOver(t *testing.T) {
 	before := c.status(lead)
 
 	// Asked to, to the one that was named.
-	to := c.members[0]
-	if to == lead {
-		to = c.members[1]
-	}
+	to := c.others(lead)[0]
 	if _, err := lead.client.MoveLeader(ctx, c.status(to).Header.MemberId); err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -151,6 +152,23 @@ func TestDirectoryOfAnother(t *testing.T) {
 	s.whole(t)
 }
 
+// throw sends a beginning and then anything.
+func throw(t *testing.T, addr, begin string, rng *rand.Rand) {
+	t.Helper()
+	text := []byte(begin)
+	for range rng.IntN(300) {
+		text = append(text, byte(rng.Uint32()))
+	}
+	conn, err := net.DialTimeout("tcp", addr, patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write(text); err != nil && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+		t.Error(err)
+	}
+}
+
 // TestGarbageAtThePort sends what no client sends. The server lives on.
 func TestGarbageAtThePort(t *testing.T) {
 	s := newSite(t)
@@ -160,18 +178,7 @@ func TestGarbageAtThePort(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 1))
 	for _, begin := range []string{"", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "GET /health HTTP/1.1\r\n", "POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n{", "\x16\x03\x01"} {
 		for range 20 {
-			text := []byte(begin)
-			for range rng.IntN(300) {
-				text = append(text, byte(rng.Uint32()))
-			}
-			conn, err := dial(s.addr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := conn.Write(text); err != nil && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
-				t.Error(err)
-			}
-			conn.Close()
+			throw(t, s.addr, begin, rng)
 		}
 	}
 	for _, method := range []string{"/etcdserverpb.KV/NoSuchMethod", "/no.such.Service/Call", "//"} {

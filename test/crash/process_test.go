@@ -203,8 +203,6 @@ func (o *output) String() string {
 	return o.b.String()
 }
 
-func dial(addr string) (net.Conn, error) { return net.DialTimeout("tcp", addr, patience) }
-
 // rawMessage goes over the wire as it is.
 type rawMessage []byte
 
