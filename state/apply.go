@@ -150,6 +150,7 @@ func (b *batch) entry(e *Entry, outcomes []Outcome) ([]Outcome, error) {
 		b.next.Configuration = slices.Clone(e.Configuration)
 		b.rows.Set(configurationKey, e.Configuration)
 	}
+	b.next.marks.add(Mark{e.Index, b.rows.checksum})
 	return outcomes, nil
 }
 
@@ -157,6 +158,9 @@ var errKind = errors.New("unknown command, written by a newer version")
 
 // command applies one command. Its error is a failure; a refusal is an outcome.
 func (b *batch) command(c Command) (Outcome, error) {
+	if c.Term != 0 && c.Term != b.next.Term {
+		return refuse(fault.LeaderChanged), nil
+	}
 	switch c.Kind {
 	case Put:
 		p, ok := parsePut(c.Encoded)

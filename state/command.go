@@ -29,6 +29,9 @@ const (
 	MemberPromote Kind = 10 // etcdserverpb.MemberPromoteRequest
 )
 
+// inTerm stands before a command that is good for one term only.
+const inTerm Kind = 255
+
 // Principal is who asks. The empty one is the cluster itself, or anybody while
 // there are no users.
 type Principal struct {
@@ -41,11 +44,18 @@ type Principal struct {
 //	kind 1 | revision of the principal uvarint | length of the user uvarint | user | request
 //
 // where the request is the message as it came over the wire, so that a put can
-// go from a client's frame to the log without being taken apart.
+// go from a client's frame to the log without being taken apart. Where it has a
+// term, inTerm 1 | term uvarint come first.
 type Command struct {
 	Kind      Kind
 	Principal Principal
-	Request   proto.Message
+
+	// Term is that of the leader whose decision this is. An entry of another
+	// term shows that it leads no more, and the command is refused. 0: whoever
+	// leads.
+	Term Term
+
+	Request proto.Message
 
 	// Encoded is the request's bytes. If set, Request is not looked at. They
 	// need not be valid: what cannot be decoded is refused when it is applied.
@@ -54,6 +64,10 @@ type Command struct {
 
 // Append appends the encoded command.
 func (c Command) Append(dst []byte) ([]byte, error) {
+	if c.Term != 0 {
+		dst = append(dst, byte(inTerm))
+		dst = binary.AppendUvarint(dst, uint64(c.Term))
+	}
 	dst = append(dst, byte(c.Kind))
 	dst = binary.AppendUvarint(dst, c.Principal.Revision)
 	dst = binary.AppendUvarint(dst, uint64(len(c.Principal.User)))
@@ -79,8 +93,15 @@ func parseCommand(b []byte) (Command, error) {
 	if len(b) == 0 {
 		return Command{}, errCommand
 	}
-	c := Command{Kind: Kind(b[0])}
-	b = b[1:]
+	var c Command
+	if Kind(b[0]) == inTerm {
+		term, n := binary.Uvarint(b[1:])
+		if n <= 0 || term == 0 || len(b) == 1+n {
+			return Command{}, errCommand
+		}
+		c.Term, b = Term(term), b[1+n:]
+	}
+	c.Kind, b = Kind(b[0]), b[1:]
 	revision, n := binary.Uvarint(b)
 	if n <= 0 {
 		return Command{}, errCommand

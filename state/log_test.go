@@ -34,7 +34,7 @@ func makeLog(t testing.TB, r chance, n int) []state.Entry {
 			case n == 0:
 				e.Commands = append(e.Commands, []byte{byte(1 + r.IntN(6)), 0, 0, 0xff, 0xff})
 			case n == 1:
-				e.Commands = append(e.Commands, encode(t, state.Command{Kind: state.Alarm, Request: &pb.AlarmRequest{
+				e.Commands = append(e.Commands, encode(t, state.Command{Kind: state.Alarm, Term: state.Term(r.IntN(4)), Request: &pb.AlarmRequest{
 					Action: pb.AlarmRequest_AlarmAction(r.IntN(3)), Alarm: pb.AlarmType(r.IntN(3)), MemberID: r.Uint64N(2),
 				}}))
 			case n == 2:
@@ -76,12 +76,14 @@ func TestOneLogOneState(t *testing.T) {
 
 			plain := newBed(t, false)
 			sums := map[state.Index]string{}
+			checksums := map[state.Index]uint64{}
 			sizes := map[state.Index]int64{}
 			for i := range log {
 				if _, err := plain.Apply(log[i : i+1]); err != nil {
 					t.Fatal(err)
 				}
 				sums[log[i].Index] = hashes(t, plain.Machine)
+				checksums[log[i].Index] = plain.View().Checksum
 				sizes[log[i].Index], _ = plain.Size()
 			}
 
@@ -107,6 +109,11 @@ func TestOneLogOneState(t *testing.T) {
 					at := batch[len(batch)-1].Index
 					if got := hashes(t, b.Machine); got != sums[at] {
 						t.Fatalf("disk %v, step %d: %s, want %s", disk, step, got, sums[at])
+					}
+					for _, mark := range b.View().Marks() {
+						if want := checksums[mark.Index]; mark.Checksum != want {
+							t.Fatalf("disk %v, step %d: checksum %x at index %d, want %x", disk, step, mark.Checksum, mark.Index, want)
+						}
 					}
 					switch r.IntN(8) {
 					case 0, 1:

@@ -70,7 +70,12 @@ func (s *script) line(out *strings.Builder, line string) {
 	if !strings.HasPrefix(line, "/") {
 		var commands []state.Command
 		for one := range strings.SplitSeq(line, ";") {
-			commands = append(commands, parseCommand(t, strings.Fields(one)))
+			words := strings.Fields(one)
+			c := parseCommand(t, words)
+			if _, named := options(words); named["term"] != "" {
+				c.Term = state.Term(number(t, named["term"]))
+			}
+			commands = append(commands, c)
 		}
 		s.apply(out, commands...)
 		return

@@ -28,6 +28,7 @@ type View struct {
 	// Checksum is of everything replicated up to Index. Members whose sums
 	// differ at one index have diverged.
 	Checksum uint64
+	marks    marks
 
 	machine *Machine
 	core    *core
