@@ -54,6 +54,9 @@ func begin(ctx context.Context, s *config.Server, credentials *listen.Credential
 			if known.cluster == own.Cluster && m.ID == own.Member && m.Name != "" {
 				return own, state.Genesis{}, fmt.Errorf("member %x of cluster %x has already been bootstrapped, but %s is empty: restore the directory, or remove the member from the cluster and add it again", own.Member, own.Cluster, s.DataDir)
 			}
+			if known.cluster != own.Cluster && m.Name != "" {
+				return own, state.Genesis{}, fmt.Errorf("%s, of --initial-cluster, runs cluster %x already, and this member would found another one, %x: to join that cluster, add this member to it (member add) and give --initial-cluster-state=existing; otherwise correct --initial-cluster or --initial-cluster-token", m.Name, known.cluster, own.Cluster)
+			}
 		}
 	}
 	var founders []state.Member

@@ -51,6 +51,7 @@ type memberOptions struct {
 	Fresh    bool          // never ran before: begins with Genesis
 	Genesis  state.Genesis // of a founding member; of none who joins, who waits for a snapshot
 	Peers    *peerOptions  // nil: there is nobody else
+	Claims   claims        // who it is started as; the data must not be another's
 
 	Tick           time.Duration
 	ElectionTicks  int
@@ -136,6 +137,10 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 
 	if machine.View().Removed(state.MemberID(o.ID)) {
 		return nil, fmt.Errorf("%w and cannot come back: add a new one with an empty data directory", errRemoved)
+	}
+
+	if err := o.Claims.check(o.ID, machine.View()); err != nil {
+		return nil, err
 	}
 
 	m := &member{o: o, machine: machine, evicted: make(chan struct{}), received: received{fs: o.FS}, swept: newNews(), broken: broken}

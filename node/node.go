@@ -93,6 +93,7 @@ func openServer(ctx context.Context, s *config.Server, dir *dataDir, d *doors, m
 		FS: vfs.Default, LogDir: logDir, TableDir: filepath.Join(dir.path, "table"),
 		Cluster: dir.identity.Cluster, ID: dir.identity.Member,
 		Fresh: !dir.identity.Started, Genesis: first,
+		Claims: claims{dir: dir.path, name: s.Name, peerURLs: s.InitialAdvertisePeerURLs.Strings()},
 		Peers: &peerOptions{
 			Listener:    d.peers.Members(),
 			Dial:        peerDialer(d.credentials),

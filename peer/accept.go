@@ -94,7 +94,7 @@ func (p *Peers) tell(caller, what string, err error) {
 	in.mu.told[caller] = text
 	in.mu.Unlock()
 	if !again {
-		p.o.Logger.Warn(what, "caller", caller, "error", err)
+		p.o.Logger.Warn(what, explained("caller", caller, err)...)
 	}
 }
 

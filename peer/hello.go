@@ -81,6 +81,31 @@ func (r Reason) String() string {
 	return fmt.Sprintf("reason %d", uint8(r))
 }
 
+// remedy says what the people who run the two members can do; "" where it is
+// nothing.
+func (r Reason) remedy() string {
+	switch r {
+	case WrongCluster:
+		return "one of the two was founded with another token or other members, or has the data of a former cluster: find out which, and have it join with an empty data directory"
+	case WrongMember:
+		return "an address or a data directory was given to the wrong member: give each its own"
+	case Removed:
+		return "add it to the cluster again, with an empty data directory"
+	case Incompatible:
+		return "run versions that follow each other"
+	}
+	return ""
+}
+
+// explained are the attributes of a line about an error with another member.
+func explained(key, member string, err error) []any {
+	attrs := []any{key, member, "error", err}
+	if r, ok := refused(err); ok && r.remedy() != "" {
+		attrs = append(attrs, "remedy", r.remedy())
+	}
+	return attrs
+}
+
 // Refused is the error of a connection that one side did not want.
 type Refused struct {
 	Reason Reason

@@ -437,7 +437,7 @@ func (l *lane) giveUp(err error) {
 	m.mu.told = text
 	m.mu.Unlock()
 	if !again {
-		m.p.o.Logger.Warn("cannot connect to peer", "peer-id", hex(m.id), "error", err)
+		m.p.o.Logger.Warn("cannot connect to peer", explained("peer-id", hex(m.id), err)...)
 	}
 }
 
