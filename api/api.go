@@ -6,6 +6,7 @@
 //	Register   puts the services on a gRPC server, whichever it is
 //	HTTP       answers everything else on the client's port
 //	Monitoring answers on the separate port for metrics and probes
+//	Members    is asked by other members
 package api
 
 import (
@@ -44,6 +45,9 @@ type (
 
 	// Vote is a member's part in agreement.
 	Vote = gate.Vote
+
+	// Members is how a member changes the cluster by itself.
+	Members = v3.Members
 
 	// Metrics are the values that rooms are handed to count with.
 	Metrics = ops.Metrics
@@ -158,7 +162,11 @@ func (a *API) MessageBytesMax() int { return a.options.RequestBytesMax + frameOv
 // Register puts every service on s. Each call is admitted, measured and
 // reported by what stands around its method: s needs no interceptors.
 func (a *API) Register(s grpc.ServiceRegistrar) {
-	v3.Register(v3.Options{
+	v3.Register(a.services(), a.gate, a.backend, registrar{s, a.calls})
+}
+
+func (a *API) services() v3.Options {
+	return v3.Options{
 		TxnOpsMax:       a.options.TxnOpsMax,
 		RequestBytesMax: a.options.RequestBytesMax,
 		QuotaBytes:      a.options.QuotaBytes,
@@ -166,8 +174,11 @@ func (a *API) Register(s grpc.ServiceRegistrar) {
 		StrictReconfig:  !a.options.LaxReconfig,
 		Version:         ServerVersion,
 		StorageVersion:  StorageVersion,
-	}, a.gate, a.backend, registrar{s, a.calls})
+	}
 }
+
+// Members returns what other members may ask of this one, on their port.
+func (a *API) Members() Members { return v3.NewMembers(a.services(), a.gate, a.backend) }
 
 type registrar struct {
 	server grpc.ServiceRegistrar

@@ -11,6 +11,9 @@ import (
 	"strings"
 )
 
+// DefaultToken is the --initial-cluster-token of those who did not choose one.
+const DefaultToken = "etcd-cluster"
+
 // Seed is one member of a cluster that is about to be formed.
 type Seed struct {
 	Name     string

@@ -277,7 +277,7 @@ type parser struct {
 	gates   map[Gate]bool    // switched by the flags that came before --feature-gates
 	notes   []Note
 	home    func(name string) (string, error)
-	address func() (string, error) // this machine's, as others see it
+	address func(to ...string) (string, error) // this machine's, as those at an address see it
 }
 
 func (p *parser) note(level slog.Level, format string, args ...any) {

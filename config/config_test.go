@@ -56,7 +56,7 @@ func runParse(t *testing.T, d *datadriven.TestData) string {
 
 	s := new(Server)
 	p := newParser(s, env, called)
-	p.address = func() (string, error) { return "198.51.100.7", nil }
+	p.address = func(...string) (string, error) { return "198.51.100.7", nil }
 	err := p.parse(s, args, env)
 
 	var b strings.Builder

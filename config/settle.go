@@ -77,6 +77,9 @@ func (p *parser) settleCluster(s *Server) error {
 		return fmt.Errorf("config: %s name the other members in different ways: keep one", strings.Join(ways, " and "))
 	}
 
+	if err := p.settleJoin(s); err != nil {
+		return err
+	}
 	if len(s.InitialAdvertisePeerURLs) == 0 {
 		own, err := p.advertisedPeers(s)
 		if err != nil {
@@ -97,13 +100,69 @@ func (p *parser) settleCluster(s *Server) error {
 	return nil
 }
 
+// settleJoin has a member that joins others on another machine listen where they
+// can reach it, if nothing else was said: on the address from which it reaches
+// them.
+func (p *parser) settleJoin(s *Server) error {
+	var remote []string
+	for _, given := range s.Join {
+		address := given
+		if !strings.Contains(address, "://") {
+			address = "http://" + address
+		}
+		parsed, err := ParseURLs([]string{address})
+		if err != nil || parsed[0].Scheme[0] != 'h' || parsed[0].Hostname() == "" {
+			return fmt.Errorf("config: --join=%s: want HOST:PORT of a member", given)
+		}
+		ip := net.ParseIP(parsed[0].Hostname())
+		if parsed[0].Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			remote = append(remote, parsed[0].Host)
+		}
+	}
+	if len(remote) == 0 {
+		return nil
+	}
+	for _, side := range []struct {
+		flag, advertised string
+		listen, tell     *URLs
+		tls              TLS
+	}{
+		{"listen-peer-urls", "initial-advertise-peer-urls", &s.ListenPeerURLs, &s.InitialAdvertisePeerURLs, s.PeerTLS},
+		{"listen-client-urls", "advertise-client-urls", &s.ListenClientURLs, &s.AdvertiseClientURLs, s.ClientTLS},
+	} {
+		if p.isGiven(side.flag) {
+			continue
+		}
+		host, err := p.address(remote...)
+		if err != nil {
+			return fmt.Errorf("config: no address of this machine is known: give --%s and --%s: %w", side.flag, side.advertised, err)
+		}
+		own := slices.Clone(*side.listen)
+		for i := range own {
+			own[i].Host = net.JoinHostPort(host, own[i].Port())
+			if side.tls.Auto || side.tls.CertFile != "" {
+				own[i].Scheme = "https"
+			}
+		}
+		if !p.isGiven(side.advertised) {
+			*side.tell = own
+		}
+		if side.flag == "listen-client-urls" {
+			own = slices.Concat(own, *side.listen) // commands on this machine expect it there
+		}
+		*side.listen = own
+		p.note(slog.LevelInfo, "listening on %s, since others are to be joined; --%s changes that", own, side.flag)
+	}
+	return nil
+}
+
 // advertisedPeers finds the addresses that other members should use. Those
 // that the initial cluster holds are known to them already.
 func (p *parser) advertisedPeers(s *Server) (URLs, error) {
 	if seed, ok := s.InitialCluster.Seed(s.Name); ok {
 		return ParseURLs(seed.PeerURLs)
 	}
-	if !p.isGiven("listen-peer-urls") {
+	if !p.isGiven("listen-peer-urls") && len(s.Join) == 0 {
 		return ParseURLs([]string{peerURLDefault})
 	}
 	own := slices.Clone(s.ListenPeerURLs)
@@ -121,12 +180,14 @@ func (p *parser) advertisedPeers(s *Server) (URLs, error) {
 	return ParseURLs(own.Strings())
 }
 
-// routeAddress returns the address this machine would send from. Nothing is
-// sent: connecting a datagram socket only asks the routing table.
-func routeAddress() (string, error) {
+// routeAddress returns the address this machine would send from, to the first
+// target to which it could. Nothing is sent: connecting a datagram socket only
+// asks the routing table.
+func routeAddress(targets ...string) (string, error) {
 	var firstErr error
-	for _, target := range []string{"192.0.2.1:9", "[2001:db8::1]:9"} { // reserved for documentation
-		c, err := net.Dial("udp", target)
+	dialer := net.Dialer{Timeout: lookupTimeout}
+	for _, target := range append(targets, "192.0.2.1:9", "[2001:db8::1]:9") { // reserved for documentation
+		c, err := dialer.Dial("udp", target)
 		if err != nil {
 			firstErr = errors.Join(firstErr, err)
 			continue

@@ -41,6 +41,10 @@ type identity struct {
 	// that has been started and whose log is empty has lost it: the member
 	// may have voted and acknowledged, and must not begin anew.
 	Started bool `json:"started"`
+
+	// Joined says that the member has added itself to its cluster, and asks
+	// for a vote once it holds what the others hold.
+	Joined bool `json:"joined,omitempty"`
 }
 
 // openDataDir creates path where it is missing, and locks it.

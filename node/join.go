@@ -2,13 +2,16 @@ package node
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,12 +33,17 @@ const (
 )
 
 // begin finds out who a member without data is: a founder of a new cluster,
-// which begins with the genesis, or somebody whom a running one has added.
-func begin(ctx context.Context, s *config.Server, credentials *listen.Credentials) (identity, state.Genesis, error) {
+// which begins with the genesis, or somebody whom a running one has added, or
+// adds now.
+func begin(ctx context.Context, s *config.Server, d *doors, log *slog.Logger) (identity, state.Genesis, error) {
+	if len(s.Join) > 0 {
+		own, err := newEnlisting(s, d, log).run(ctx)
+		return own, state.Genesis{}, err
+	}
 	if err := s.CheckBootstrap(ctx); err != nil {
 		return identity{}, state.Genesis{}, err
 	}
-	ask := newAsker(s, credentials)
+	ask := newAsker(s, d.peerCredentials)
 	if s.InitialClusterState == "existing" {
 		own, err := ask.join(ctx, s.InitialAdvertisePeerURLs.Strings())
 		return own, state.Genesis{}, err
@@ -66,7 +74,7 @@ func begin(ctx context.Context, s *config.Server, credentials *listen.Credential
 	return own, genesis(own.Cluster, founders), nil
 }
 
-// asker asks the other members of the initial cluster.
+// asker asks members.
 type asker struct {
 	dial   func(ctx context.Context, address string) (net.Conn, error)
 	others []string // peer URLs
@@ -84,6 +92,7 @@ func newAsker(s *config.Server, credentials *listen.Credentials) asker {
 
 // known is what a member knows of its cluster.
 type known struct {
+	at      string // its address
 	cluster uint64
 	members []aboutMember
 }
@@ -128,33 +137,68 @@ func (a asker) all(ctx context.Context) (answers []known, errs error) {
 	return answers, errs
 }
 
-func (a asker) one(ctx context.Context, address string) (k known, err error) {
-	conn, err := a.dial(ctx, address)
+func (a asker) one(ctx context.Context, address string) (known, error) {
+	k := known{at: address}
+	header, body, err := exchange(ctx, a.dial, address, http.MethodGet, "/members", nil)
 	if err != nil {
 		return k, err
+	}
+	if k.cluster, err = strconv.ParseUint(header.Get(clusterHeader), 16, 64); err != nil {
+		return k, fmt.Errorf("read its cluster id: %w", err)
+	}
+	return k, json.Unmarshal(body, &k.members)
+}
+
+// answerMax bounds what is read of an answer.
+const answerMax = 16 << 20
+
+// statusError is an answer that is none: the status, and what was said with it.
+type statusError struct {
+	code int
+	text string
+}
+
+func (e *statusError) Error() string { return fmt.Sprintf("%d: %s", e.code, e.text) }
+
+// exchange makes one HTTP request at the address of a member.
+func exchange(ctx context.Context, dial func(context.Context, string) (net.Conn, error), address, method, path string, ask any) (http.Header, []byte, error) {
+	conn, err := dial(ctx, address)
+	if err != nil {
+		return nil, nil, err
 	}
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://member/members", nil)
-	if err != nil {
-		return k, err
+	var body io.Reader
+	if ask != nil {
+		text, err := json.Marshal(ask)
+		if err != nil {
+			return nil, nil, err
+		}
+		body = bytes.NewReader(text)
 	}
+	host := "member"
+	if u, err := url.Parse(address); err == nil && u.Host != "" {
+		host = u.Host
+	}
+	request, err := http.NewRequestWithContext(ctx, method, "http://"+host+path, body)
+	if err != nil {
+		return nil, nil, err
+	}
+	request.Header.Set("Content-Type", "application/json")
 	if err := request.Write(conn); err != nil {
-		return k, err
+		return nil, nil, err
 	}
 	response, err := http.ReadResponse(bufio.NewReader(conn), request)
 	if err != nil {
-		return k, err
+		return nil, nil, err
 	}
 	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		return k, fmt.Errorf("the answer is %s", response.Status)
+	answer, err := io.ReadAll(io.LimitReader(response.Body, answerMax))
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = &statusError{response.StatusCode, strings.TrimSpace(string(answer))}
 	}
-	if k.cluster, err = strconv.ParseUint(response.Header.Get(clusterHeader), 16, 64); err != nil {
-		return k, fmt.Errorf("read its cluster id: %w", err)
-	}
-	return k, json.NewDecoder(io.LimitReader(response.Body, 16<<20)).Decode(&k.members)
+	return response.Header, answer, err
 }
 
 // join returns who this member is in the cluster that has added it under its
@@ -190,7 +234,7 @@ func (a asker) join(ctx context.Context, own []string) (identity, error) {
 }
 
 // peerHandler answers what does not need an identity.
-func peerHandler(m *member) http.Handler {
+func peerHandler(m *member, members api.Members, token string) http.Handler {
 	mux := http.NewServeMux()
 	answer := func(w http.ResponseWriter, what any) {
 		w.Header().Set("Content-Type", "application/json")
@@ -205,12 +249,24 @@ func peerHandler(m *member) http.Handler {
 		}
 		all := []aboutMember{}
 		for _, one := range view.Members() {
-			all = append(all, aboutMember{uint64(one.ID), one.PeerURLs, one.Learner, one.Name, one.ClientURLs})
+			all = append(all, about(one))
 		}
 		answer(w, all)
+	})
+	mux.HandleFunc("POST /members", func(w http.ResponseWriter, r *http.Request) {
+		added, err := m.welcome(r, members, token)
+		if err != nil {
+			http.Error(w, err.text, err.code)
+			return
+		}
+		answer(w, about(added))
 	})
 	mux.HandleFunc("GET /version", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, map[string]string{"etcdserver": api.ServerVersion, "etcdcluster": api.ClusterVersion})
 	})
 	return mux
+}
+
+func about(one state.Member) aboutMember {
+	return aboutMember{uint64(one.ID), one.PeerURLs, one.Learner, one.Name, one.ClientURLs}
 }

@@ -57,9 +57,9 @@ func Run(ctx context.Context, s *config.Server, log *slog.Logger) (err error) {
 		return err
 	}
 	a := api.New(apiOptions(s, metrics, log), m)
-	err = serve(ctx, s, m, a, doors, log)
+	err = serve(ctx, s, m, a, doors, dir.identity.Joined, log)
 	if err == errRemoved {
-		log.Info("stopped: this member was removed from the cluster; its data is of no more use", "data-dir", s.DataDir)
+		log.Info("stopped: this member was removed from the cluster; its data is of no more use, and it can come back only as a new member, with an empty data directory", "data-dir", s.DataDir)
 		return nil
 	}
 	return err
@@ -73,12 +73,14 @@ func openServer(ctx context.Context, s *config.Server, dir *dataDir, d *doors, m
 		// anybody, and founding the member can begin again.
 		var err error
 		var own identity
-		if own, first, err = begin(ctx, s, d.credentials); err != nil {
+		if own, first, err = begin(ctx, s, d, log); err != nil {
 			return nil, err
 		}
 		if err := dir.claim(own); err != nil {
 			return nil, err
 		}
+	} else if len(s.Join) > 0 {
+		log.Info("this member has data and belongs to a cluster; --join counts no more", "data-dir", dir.path)
 	}
 
 	logDir := s.WALDir
@@ -96,7 +98,7 @@ func openServer(ctx context.Context, s *config.Server, dir *dataDir, d *doors, m
 		Claims: claims{dir: dir.path, name: s.Name, peerURLs: s.InitialAdvertisePeerURLs.Strings()},
 		Peers: &peerOptions{
 			Listener:    d.peers.Members(),
-			Dial:        peerDialer(d.credentials),
+			Dial:        peerDialer(d.peerCredentials),
 			Dir:         receivedDir(dir.path),
 			ReadTimeout: s.RaftReadTimeout, WriteTimeout: s.RaftWriteTimeout,
 		},
@@ -156,7 +158,8 @@ type doors struct {
 	http    net.Listener // nil unless HTTP has a port of its own
 	metrics net.Listener // nil unless metrics have a port of their own
 
-	credentials *listen.Credentials // for other members; nil: there is no TLS among them
+	credentials     *listen.Credentials // for clients; nil: there is no TLS
+	peerCredentials *listen.Credentials // for other members; nil likewise
 }
 
 func openDoors(ctx context.Context, s *config.Server, metrics *api.Metrics, log *slog.Logger) (_ *doors, err error) {
@@ -174,7 +177,7 @@ func openDoors(ctx context.Context, s *config.Server, metrics *api.Metrics, log 
 			log.Warn("rejected connection on client endpoint", "remote-addr", fmt.Sprint(remote), "error", err)
 		},
 	}
-	d := &doors{}
+	d := &doors{credentials: credentials}
 	defer func() {
 		if err != nil {
 			d.close()
@@ -218,11 +221,11 @@ func (d *doors) close() {
 // know each other.
 func openPeerDoor(ctx context.Context, s *config.Server, d *doors, log *slog.Logger) (*listen.Splitter, error) {
 	var err error
-	if d.credentials, err = peerCredentials(s, log); err != nil {
+	if d.peerCredentials, err = peerCredentials(s, log); err != nil {
 		return nil, err
 	}
 	peers, err := listen.Listen(ctx, s.ListenPeerURLs, listen.Options{
-		Credentials:  d.credentials,
+		Credentials:  d.peerCredentials,
 		ReusePort:    s.ReusePort,
 		ReuseAddress: s.ReuseAddress,
 		Rejected: func(remote net.Addr, err error) {
@@ -280,8 +283,9 @@ func tlsRules(s *config.Server, t config.TLS, port string, listening config.URLs
 }
 
 // serve serves until ctx ends or something fails. Its second half is the
-// order of shutdown.
-func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *doors, log *slog.Logger) error {
+// order of shutdown. joined says that the member has added itself, and wants a
+// vote.
+func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *doors, joined bool, log *slog.Logger) error {
 	server := grpc.NewServer(
 		grpc.Creds(handshaken{}),
 		grpc.MaxRecvMsgSize(a.MessageBytesMax()),
@@ -322,7 +326,7 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 	})
 
 	web := listen.HTTPServer(handler)
-	forMembers := listen.HTTPServer(peerHandler(m))
+	forMembers := listen.HTTPServer(peerHandler(m, a.Members(), s.InitialClusterToken))
 	monitoring := listen.HTTPServer(a.Monitoring())
 	serveHTTP := func(server *http.Server, l net.Listener) {
 		g.Go(func() error {
@@ -345,7 +349,16 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 		serveHTTP(monitoring, d.metrics)
 	}
 
-	g.Go(func() error { return announce(memberCtx, s, m, log) })
+	g.Go(func() error {
+		if err := publish(memberCtx, s, m, log); err != nil {
+			return err
+		}
+		if joined {
+			m.askForVote(memberCtx, a.Members(), s.ElectionTimeout)
+		}
+		announce(memberCtx, s, m, log)
+		return nil
+	})
 	g.Go(func() error { tuneHeap(memberCtx); return nil })
 
 	select {
@@ -389,9 +402,8 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 	return g.Wait()
 }
 
-// announce publishes this member's name and addresses, and tells the world
-// that it serves.
-func announce(ctx context.Context, s *config.Server, m *member, log *slog.Logger) error {
+// publish tells the cluster this member's name and addresses.
+func publish(ctx context.Context, s *config.Server, m *member, log *slog.Logger) error {
 	command, err := state.Command{Kind: state.Publish, Request: &pb.Member{
 		ID: m.o.ID, Name: s.Name, ClientURLs: s.AdvertiseClientURLs.Strings(),
 	}}.Append(nil)
@@ -415,8 +427,13 @@ func announce(ctx context.Context, s *config.Server, m *member, log *slog.Logger
 		}
 		log.Warn("still waiting to publish this member to the cluster", "error", err)
 	}
+	return nil
+}
+
+// announce tells the world that this member serves.
+func announce(ctx context.Context, s *config.Server, m *member, log *slog.Logger) {
 	if ctx.Err() != nil {
-		return nil
+		return
 	}
 	log.Info("ready to serve client requests",
 		"name", s.Name, "listen-client-urls", s.ListenClientURLs.Strings(),
@@ -425,7 +442,6 @@ func announce(ctx context.Context, s *config.Server, m *member, log *slog.Logger
 		log.Info("serving client traffic", "address", u.Host, "tls", u.Scheme == "https" || u.Scheme == "unixs")
 	}
 	notify(daemon.SdNotifyReady)
-	return nil
 }
 
 func notify(state string) { _, _ = daemon.SdNotify(false, state) } // without systemd nobody listens

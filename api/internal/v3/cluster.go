@@ -38,17 +38,21 @@ func (s cluster) MemberAdd(ctx context.Context, r *pb.MemberAddRequest) (*pb.Mem
 	if err != nil {
 		return nil, err
 	}
+	return s.add(ctx, urls, r.IsLearner)
+}
+
+func (s cluster) add(ctx context.Context, urls []string, learner bool) (*pb.MemberAddResponse, error) {
 	view := s.backend.View()
-	if r.IsLearner && len(view.Members())-len(voters(view))+1 > s.options.LearnersMax {
+	if learner && len(view.Members())-len(voters(view))+1 > s.options.LearnersMax {
 		return nil, fault.TooManyLearners
 	}
 	if s.options.StrictReconfig {
-		if err := s.health().mayAdd(r.IsLearner); err != nil {
+		if err := s.health().mayAdd(learner); err != nil {
 			return nil, err
 		}
 	}
-	m, vote := &pb.Member{ID: newMemberID(), PeerURLs: urls, IsLearner: r.IsLearner}, gate.Voter
-	if r.IsLearner {
+	m, vote := &pb.Member{ID: newMemberID(), PeerURLs: urls, IsLearner: learner}, gate.Voter
+	if learner {
 		vote = gate.Learner
 	}
 	return configure[*pb.MemberAddResponse](ctx, s.server, state.MemberAdd, m, gate.Change{Member: state.MemberID(m.ID), Vote: vote})
@@ -77,7 +81,10 @@ func (s cluster) MemberUpdate(ctx context.Context, r *pb.MemberUpdateRequest) (*
 }
 
 func (s cluster) MemberPromote(ctx context.Context, r *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
-	id := state.MemberID(r.ID)
+	return s.promote(ctx, state.MemberID(r.ID))
+}
+
+func (s cluster) promote(ctx context.Context, id state.MemberID) (*pb.MemberPromoteResponse, error) {
 	view, err := s.gate.View(ctx, true)
 	if err != nil {
 		return nil, err
@@ -96,7 +103,7 @@ func (s cluster) MemberPromote(ctx context.Context, r *pb.MemberPromoteRequest) 
 			return nil, err
 		}
 	}
-	return configure[*pb.MemberPromoteResponse](ctx, s.server, state.MemberPromote, r, gate.Change{Member: id, Vote: gate.Voter})
+	return configure[*pb.MemberPromoteResponse](ctx, s.server, state.MemberPromote, &pb.MemberPromoteRequest{ID: uint64(id)}, gate.Change{Member: id, Vote: gate.Voter})
 }
 
 // configure has a change of the members made true, as propose does with others.
