@@ -9,10 +9,13 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/kvorum/kvorum/test/authority"
 )
 
 const every = time.Nanosecond // look at the files at each handshake
@@ -49,6 +52,25 @@ func echoWith(t *testing.T, c *Credentials) (string, *reasons) {
 		running.Wait()
 	})
 	return l.Addr().String(), why
+}
+
+// folder holds the files of one test.
+type folder struct {
+	t    *testing.T
+	path string
+}
+
+func (f folder) write(name string, data []byte) string {
+	path := filepath.Join(f.path, name)
+	must(f.t, os.WriteFile(path, data, 0o600))
+	return path
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 type reasons struct{ heard chan error }
@@ -97,15 +119,15 @@ func parseURLs(t *testing.T, texts ...string) []url.URL {
 }
 
 func TestWhoMayComeIn(t *testing.T) {
-	ours, theirs := newAuthority(t, "ours"), newAuthority(t, "theirs")
+	ours, theirs := authority.New(t, "ours"), authority.New(t, "theirs")
 	dir := folder{t, t.TempDir()}
-	server := ours.issue("server")
-	revokedOne := ours.issue("revoked")
-	sameSerial := theirs.issue("same", func(c *x509.Certificate) { c.SerialNumber = revokedOne.leaf.SerialNumber })
+	server := ours.Issue("server")
+	revokedOne := ours.Issue("revoked")
+	sameSerial := theirs.Issue("same", func(c *x509.Certificate) { c.SerialNumber = revokedOne.Leaf.SerialNumber })
 	base := TLS{
-		CertFile: dir.write("cert", server.cert), KeyFile: dir.write("key", server.key),
-		TrustedCAFile: dir.write("ca", append(ours.pem, theirs.pem...)), ClientCertAuth: true, Recheck: every,
-		CRLFile: dir.write("crl", ours.revoke(time.Now().Add(-time.Minute), revokedOne)), // out of date
+		CertFile: dir.write("cert", server.Cert), KeyFile: dir.write("key", server.Key),
+		TrustedCAFile: dir.write("ca", append(ours.PEM, theirs.PEM...)), ClientCertAuth: true, Recheck: every,
+		CRLFile: dir.write("crl", ours.Revoke(time.Now().Add(-time.Minute), revokedOne)), // out of date
 	}
 	rules := func(change func(*TLS)) TLS {
 		r := base
@@ -126,35 +148,35 @@ func TestWhoMayComeIn(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		rules func(*TLS)
-		cert  pair
+		cert  authority.Pair
 		why   string // "": let in
 	}{
-		{"a good certificate", same, ours.issue("x"), ""},
-		{"none", same, pair{}, "client didn't provide a certificate"},
-		{"of a stranger", same, newAuthority(t, "nobody").issue("x"), "certificate signed by unknown authority"},
-		{"run out", same, ours.issue("x", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }), "certificate has expired"},
-		{"not good yet", same, ours.issue("x", func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }), "not yet valid"},
-		{"for servers only", same, ours.issue("x", usage(x509.ExtKeyUsageServerAuth)), "incompatible key usage"},
+		{"a good certificate", same, ours.Issue("x"), ""},
+		{"none", same, authority.Pair{}, "client didn't provide a certificate"},
+		{"of a stranger", same, authority.New(t, "nobody").Issue("x"), "certificate signed by unknown authority"},
+		{"run out", same, ours.Issue("x", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }), "certificate has expired"},
+		{"not good yet", same, ours.Issue("x", func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }), "not yet valid"},
+		{"for servers only", same, ours.Issue("x", usage(x509.ExtKeyUsageServerAuth)), "incompatible key usage"},
 		{"revoked", same, revokedOne, "is revoked"},
 		{"with the number of a revoked one of another authority", same, sameSerial, ""},
-		{"allowed by common name", cns, ours.issue("bob"), ""},
-		{"with another common name", cns, ours.issue("mallory"), "client certificate authentication failed"},
-		{"allowed by host name", hosts, ours.issue("x", names(nil, "good.example")), ""},
-		{"with another host name", hosts, ours.issue("x"), "client certificate authentication failed"},
-		{"with the caller's address", address, ours.issue("x", names([]net.IP{net.IPv4(127, 0, 0, 1)})), ""},
-		{"with a name of the caller's", address, ours.issue("x", names(nil, "localhost")), ""},
-		{"with no address or name", address, ours.issue("x", names(nil)), ""},
-		{"with another's address", address, ours.issue("x", names([]net.IP{net.IPv4(192, 0, 2, 1)})), "does not match any"},
-		{"with another's address, not asked about", same, ours.issue("x", names([]net.IP{net.IPv4(192, 0, 2, 1)})), ""},
+		{"allowed by common name", cns, ours.Issue("bob"), ""},
+		{"with another common name", cns, ours.Issue("mallory"), "client certificate authentication failed"},
+		{"allowed by host name", hosts, ours.Issue("x", names(nil, "good.example")), ""},
+		{"with another host name", hosts, ours.Issue("x"), "client certificate authentication failed"},
+		{"with the caller's address", address, ours.Issue("x", names([]net.IP{net.IPv4(127, 0, 0, 1)})), ""},
+		{"with a name of the caller's", address, ours.Issue("x", names(nil, "localhost")), ""},
+		{"with no address or name", address, ours.Issue("x", names(nil)), ""},
+		{"with another's address", address, ours.Issue("x", names([]net.IP{net.IPv4(192, 0, 2, 1)})), "does not match any"},
+		{"with another's address, not asked about", same, ours.Issue("x", names([]net.IP{net.IPv4(192, 0, 2, 1)})), ""},
 	} {
 		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 			t.Run(fmt.Sprintf("%s/%s", tt.name, tls.VersionName(version)), func(t *testing.T) {
 				at, why := echo(t, rules(tt.rules))
 				config := &tls.Config{InsecureSkipVerify: true, MaxVersion: version}
-				if tt.cert.leaf != nil {
+				if tt.cert.Leaf != nil {
 					// Shown even if it does not suit: callers may be wrong.
 					config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-						c := tt.cert.tls(t)
+						c := tt.cert.TLS(t)
 						return &c, nil
 					}
 				}
@@ -177,33 +199,33 @@ func TestResumedSessionsMeetTheRulesOfToday(t *testing.T) {
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		for _, tt := range []struct {
 			name   string
-			change func(f folder, ours *authority, caller pair)
+			change func(f folder, ours *authority.Authority, caller authority.Pair)
 			why    string
 		}{
-			{"nothing changes", func(folder, *authority, pair) {}, ""},
-			{"the caller is revoked", func(f folder, ours *authority, caller pair) {
-				f.write("crl", ours.revoke(time.Now().Add(time.Hour), caller))
+			{"nothing changes", func(folder, *authority.Authority, authority.Pair) {}, ""},
+			{"the caller is revoked", func(f folder, ours *authority.Authority, caller authority.Pair) {
+				f.write("crl", ours.Revoke(time.Now().Add(time.Hour), caller))
 			}, "is revoked"},
-			{"the authority is replaced", func(f folder, _ *authority, _ pair) {
-				other := newAuthority(t, "other")
-				f.write("ca", other.pem)
-				f.write("crl", other.revoke(time.Now().Add(time.Hour)))
+			{"the authority is replaced", func(f folder, _ *authority.Authority, _ authority.Pair) {
+				other := authority.New(t, "other")
+				f.write("ca", other.PEM)
+				f.write("crl", other.Revoke(time.Now().Add(time.Hour)))
 			}, "unknown authority"},
 		} {
 			t.Run(tt.name+"/"+tls.VersionName(version), func(t *testing.T) {
-				ours := newAuthority(t, "ours")
+				ours := authority.New(t, "ours")
 				f := folder{t, t.TempDir()}
-				server, caller := ours.issue("server"), ours.issue("caller")
+				server, caller := ours.Issue("server"), ours.Issue("caller")
 				at, why := echo(t, TLS{
-					CertFile: f.write("cert", server.cert), KeyFile: f.write("key", server.key),
-					TrustedCAFile: f.write("ca", ours.pem), CRLFile: f.write("crl", ours.revoke(time.Now().Add(time.Hour))),
+					CertFile: f.write("cert", server.Cert), KeyFile: f.write("key", server.Key),
+					TrustedCAFile: f.write("ca", ours.PEM), CRLFile: f.write("crl", ours.Revoke(time.Now().Add(time.Hour))),
 					Recheck: every,
 				})
 				config := &tls.Config{
 					InsecureSkipVerify: true, MaxVersion: version,
 					ClientSessionCache: tls.NewLRUClientSessionCache(1),
 					GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-						c := caller.tls(t)
+						c := caller.TLS(t)
 						return &c, nil
 					},
 				}
@@ -229,16 +251,16 @@ func TestResumedSessionsMeetTheRulesOfToday(t *testing.T) {
 }
 
 func TestFilesAreFollowed(t *testing.T) {
-	first, second := newAuthority(t, "first"), newAuthority(t, "second")
+	first, second := authority.New(t, "first"), authority.New(t, "second")
 	f := folder{t, t.TempDir()}
-	one, two := first.issue("one"), first.issue("two", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(30 * time.Minute) })
-	caller, newcomer := first.issue("caller"), second.issue("newcomer")
+	one, two := first.Issue("one"), first.Issue("two", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(30 * time.Minute) })
+	caller, newcomer := first.Issue("caller"), second.Issue("newcomer")
 
 	var mu sync.Mutex
 	var reports []string
 	c, err := TLS{
-		CertFile: f.write("cert", one.cert), KeyFile: f.write("key", one.key),
-		TrustedCAFile: f.write("ca", first.pem), CRLFile: f.write("crl", first.revoke(time.Now().Add(time.Hour))), Recheck: every,
+		CertFile: f.write("cert", one.Cert), KeyFile: f.write("key", one.Key),
+		TrustedCAFile: f.write("ca", first.PEM), CRLFile: f.write("crl", first.Revoke(time.Now().Add(time.Hour))), Recheck: every,
 		Report: func(err error) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -247,15 +269,15 @@ func TestFilesAreFollowed(t *testing.T) {
 	}.Load()
 	must(t, err)
 	at, _ := echoWith(t, c)
-	shown := func(p pair) string {
+	shown := func(p authority.Pair) string {
 		t.Helper()
-		state, err := call(at, &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{p.tls(t)}})
+		state, err := call(at, &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{p.TLS(t)}})
 		if err != nil {
 			return "refused"
 		}
 		return state.PeerCertificates[0].Subject.CommonName
 	}
-	want := func(p pair, name string) {
+	want := func(p authority.Pair, name string) {
 		t.Helper()
 		if got := shown(p); got != name {
 			t.Fatalf("got %s, want %s", got, name)
@@ -263,21 +285,21 @@ func TestFilesAreFollowed(t *testing.T) {
 	}
 	want(caller, "one")
 
-	f.write("cert", two.cert) // half of a pair
+	f.write("cert", two.Cert) // half of a pair
 	want(caller, "one")
 	want(caller, "one")
-	f.write("key", two.key)
+	f.write("key", two.Key)
 	want(caller, "two")
-	if !c.Expiry().Equal(two.leaf.NotAfter) {
-		t.Errorf("expiry %v, want %v", c.Expiry(), two.leaf.NotAfter)
+	if !c.Expiry().Equal(two.Leaf.NotAfter) {
+		t.Errorf("expiry %v, want %v", c.Expiry(), two.Leaf.NotAfter)
 	}
 
 	want(newcomer, "refused")
-	f.write("ca", append(first.pem, second.pem...))
+	f.write("ca", append(first.PEM, second.PEM...))
 	want(newcomer, "two")
 	want(caller, "two")
 
-	f.write("crl", first.revoke(time.Now().Add(-time.Minute), caller))
+	f.write("crl", first.Revoke(time.Now().Add(-time.Minute), caller))
 	want(caller, "refused")
 	want(newcomer, "two")
 
@@ -285,7 +307,7 @@ func TestFilesAreFollowed(t *testing.T) {
 	want(caller, "refused")
 	must(t, os.Remove(c.rules.CRLFile))
 	want(caller, "refused")
-	f.write("crl", first.revoke(time.Now().Add(time.Hour)))
+	f.write("crl", first.Revoke(time.Now().Add(time.Hour)))
 	want(caller, "two")
 
 	mu.Lock()
@@ -302,10 +324,10 @@ func TestFilesAreFollowed(t *testing.T) {
 }
 
 func TestWhatCannotBeLoaded(t *testing.T) {
-	ours, theirs := newAuthority(t, "ours"), newAuthority(t, "theirs")
+	ours, theirs := authority.New(t, "ours"), authority.New(t, "theirs")
 	f := folder{t, t.TempDir()}
-	server := ours.issue("server")
-	cert, key, ca := f.write("cert", server.cert), f.write("key", server.key), f.write("ca", ours.pem)
+	server := ours.Issue("server")
+	cert, key, ca := f.write("cert", server.Cert), f.write("key", server.Key), f.write("ca", ours.PEM)
 	for _, tt := range []struct {
 		rules TLS
 		why   string
@@ -315,8 +337,8 @@ func TestWhatCannotBeLoaded(t *testing.T) {
 		{TLS{CertFile: cert, KeyFile: key, TrustedCAFile: key}, "holds no certificate"},
 		{TLS{CertFile: cert, KeyFile: key, TrustedCAFile: ca, CRLFile: "/none"}, "no such file"},
 		{TLS{CertFile: cert, KeyFile: key, TrustedCAFile: ca, CRLFile: cert}, "cert"},
-		{TLS{CertFile: cert, KeyFile: key, CRLFile: f.write("crl", ours.revoke(time.Now()))}, "name the authority"},
-		{TLS{CertFile: cert, KeyFile: key, TrustedCAFile: ca, CRLFile: f.write("crl2", theirs.revoke(time.Now()))}, "no trusted authority"},
+		{TLS{CertFile: cert, KeyFile: key, CRLFile: f.write("crl", ours.Revoke(time.Now()))}, "name the authority"},
+		{TLS{CertFile: cert, KeyFile: key, TrustedCAFile: ca, CRLFile: f.write("crl2", theirs.Revoke(time.Now()))}, "no trusted authority"},
 		{TLS{CertFile: cert, KeyFile: key, CipherSuites: []string{"TLS_RSA_WITH_RC4_128_SHA"}}, "choose from TLS_AES_128_GCM_SHA256"},
 		{TLS{CertFile: cert, KeyFile: key, CipherSuites: []string{"nonsense"}}, "unknown or no longer safe"},
 	} {
@@ -327,11 +349,11 @@ func TestWhatCannotBeLoaded(t *testing.T) {
 }
 
 func TestCipherSuitesByOldAndNewNames(t *testing.T) {
-	ours := newAuthority(t, "ours")
+	ours := authority.New(t, "ours")
 	f := folder{t, t.TempDir()}
-	server := ours.issue("server")
+	server := ours.Issue("server")
 	at, _ := echo(t, TLS{
-		CertFile: f.write("cert", server.cert), KeyFile: f.write("key", server.key), MaxVersion: tls.VersionTLS12,
+		CertFile: f.write("cert", server.Cert), KeyFile: f.write("key", server.Key), MaxVersion: tls.VersionTLS12,
 		CipherSuites: []string{"TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305", "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"},
 	})
 	state, err := call(at, &tls.Config{InsecureSkipVerify: true})
@@ -381,16 +403,16 @@ func TestSelfSignedCertificateIsKeptAndRenewed(t *testing.T) {
 
 // The text that operators and scripts know, on both ends.
 func TestRefusedCallerIsTold(t *testing.T) {
-	ours := newAuthority(t, "ours")
+	ours := authority.New(t, "ours")
 	f := folder{t, t.TempDir()}
-	server, caller := ours.issue("server"), ours.issue("caller")
+	server, caller := ours.Issue("server"), ours.Issue("caller")
 	serverSide := TLS{
-		CertFile: f.write("cert", server.cert), KeyFile: f.write("key", server.key),
-		TrustedCAFile: f.write("ca", ours.pem), AllowedCNs: []string{"other"},
+		CertFile: f.write("cert", server.Cert), KeyFile: f.write("key", server.Key),
+		TrustedCAFile: f.write("ca", ours.PEM), AllowedCNs: []string{"other"},
 	}
 	at, why := echo(t, serverSide)
 	callerSide := serverSide
-	callerSide.CertFile, callerSide.KeyFile = f.write("cert2", caller.cert), f.write("key2", caller.key)
+	callerSide.CertFile, callerSide.KeyFile = f.write("cert2", caller.Cert), f.write("key2", caller.Key)
 	c, err := callerSide.Load()
 	must(t, err)
 	conn, err := c.Dial(t.Context(), "tcp", at)
@@ -404,8 +426,8 @@ func TestRefusedCallerIsTold(t *testing.T) {
 	why.want(t, "client certificate authentication failed")
 
 	// A server whose certificate names another host is not believed.
-	elsewhere := ours.issue("elsewhere", func(c *x509.Certificate) { c.IPAddresses, c.DNSNames = []net.IP{net.IPv4(127, 0, 0, 1)}, nil })
-	at, _ = echo(t, TLS{CertFile: f.write("cert3", elsewhere.cert), KeyFile: f.write("key3", elsewhere.key)})
+	elsewhere := ours.Issue("elsewhere", func(c *x509.Certificate) { c.IPAddresses, c.DNSNames = []net.IP{net.IPv4(127, 0, 0, 1)}, nil })
+	at, _ = echo(t, TLS{CertFile: f.write("cert3", elsewhere.Cert), KeyFile: f.write("key3", elsewhere.Key)})
 	_, port, _ := net.SplitHostPort(at)
 	_, err = c.Dial(t.Context(), "tcp", "localhost:"+port)
 	var wrongHost x509.HostnameError

@@ -2,71 +2,31 @@ package peer
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"math/big"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	pb "go.etcd.io/raft/v3/raftpb"
 
 	"github.com/kvorum/kvorum/listen"
+	"github.com/kvorum/kvorum/test/authority"
 )
 
-// authority signs certificates.
-type authority struct {
-	t    *testing.T
-	dir  string
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-}
-
-func (a *authority) issue(name string, isCA bool) (certFile, keyFile string) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(a.t, err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	parent, signer := a.cert, a.key
-	if isCA {
-		template.IsCA, template.BasicConstraintsValid, template.KeyUsage = true, true, x509.KeyUsageCertSign
-		parent, signer = template, key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
-	must(a.t, err)
-	if isCA {
-		a.key = key
-		a.cert, err = x509.ParseCertificate(der)
-		must(a.t, err)
-	}
-	encoded, err := x509.MarshalECPrivateKey(key)
-	must(a.t, err)
-	certFile, keyFile = filepath.Join(a.dir, name+".crt"), filepath.Join(a.dir, name+".key")
-	must(a.t, os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
-	must(a.t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: encoded}), 0o600))
-	return certFile, keyFile
-}
-
 func TestTLSBothWays(t *testing.T) {
-	trusted, others := &authority{t: t, dir: t.TempDir()}, &authority{t: t, dir: t.TempDir()}
-	ca, _ := trusted.issue("ca", true)
-	others.issue("ca", true)
-
-	member := func(id uint64, by *authority) *node {
-		cert, key := by.issue("member", false)
-		credentials, err := listen.TLS{CertFile: cert, KeyFile: key, TrustedCAFile: ca, ClientCertAuth: true}.Load()
+	trusted, others := authority.New(t, "trusted"), authority.New(t, "others")
+	file := func(text []byte) string {
+		name := filepath.Join(t.TempDir(), "pem")
+		must(t, os.WriteFile(name, text, 0o600))
+		return name
+	}
+	member := func(id uint64, by *authority.Authority) *node {
+		own := by.Issue("member")
+		credentials, err := listen.TLS{
+			CertFile: file(own.Cert), KeyFile: file(own.Key), TrustedCAFile: file(trusted.PEM), ClientCertAuth: true,
+		}.Load()
 		must(t, err)
 		l, err := listen.Listen(context.Background(), []url.URL{{Scheme: "https", Host: "127.0.0.1:0"}}, listen.Options{Credentials: credentials})
 		must(t, err)

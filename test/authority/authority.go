@@ -1,4 +1,5 @@
-package listen
+// Package authority signs certificates for tests, and takes them back.
+package authority
 
 import (
 	"crypto/ecdsa"
@@ -10,24 +11,24 @@ import (
 	"encoding/pem"
 	"math/big"
 	"net"
-	"os"
-	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
 )
 
-// authority signs certificates for tests.
-type authority struct {
-	t    *testing.T
+// Authority signs certificates.
+type Authority struct {
+	PEM []byte // its own certificate
+
+	t    testing.TB
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
-	pem  []byte
 }
 
 var serial atomic.Int64
 
-func newAuthority(t *testing.T, name string) *authority {
+// New makes an authority that nobody knows yet.
+func New(t testing.TB, name string) *Authority {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
 	template := &x509.Certificate{
@@ -39,22 +40,26 @@ func newAuthority(t *testing.T, name string) *authority {
 	must(t, err)
 	cert, err := x509.ParseCertificate(der)
 	must(t, err)
-	return &authority{t, cert, key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}
+	return &Authority{pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), t, cert, key}
 }
 
-// pair is a certificate with its key, as files hold them.
-type pair struct {
-	cert, key []byte
-	leaf      *x509.Certificate
+// Pair is a certificate with its key, as files hold them.
+type Pair struct {
+	Cert, Key []byte
+	Leaf      *x509.Certificate
 }
 
-func (p pair) tls(t *testing.T) tls.Certificate {
-	c, err := tls.X509KeyPair(p.cert, p.key)
+// TLS returns the pair as package tls takes it.
+func (p Pair) TLS(t testing.TB) tls.Certificate {
+	c, err := tls.X509KeyPair(p.Cert, p.Key)
 	must(t, err)
 	return c
 }
 
-func (a *authority) issue(cn string, change ...func(*x509.Certificate)) pair {
+// Issue makes a certificate that is good for an hour, for servers and clients,
+// for this machine by its name and address; changes are made before it is
+// signed.
+func (a *Authority) Issue(cn string, change ...func(*x509.Certificate)) Pair {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(a.t, err)
 	template := &x509.Certificate{
@@ -73,38 +78,27 @@ func (a *authority) issue(cn string, change ...func(*x509.Certificate)) pair {
 	must(a.t, err)
 	keyDER, err := x509.MarshalECPrivateKey(key)
 	must(a.t, err)
-	return pair{
+	return Pair{
 		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
 		pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER}),
 		leaf,
 	}
 }
 
-// revoke signs a list that was due at the time given.
-func (a *authority) revoke(due time.Time, pairs ...pair) []byte {
+// Revoke signs a list of what is not good any more. The next one is due at the
+// time given.
+func (a *Authority) Revoke(due time.Time, pairs ...Pair) []byte {
 	template := &x509.RevocationList{Number: big.NewInt(serial.Add(1)), ThisUpdate: due.Add(-time.Hour), NextUpdate: due}
 	for _, p := range pairs {
 		template.RevokedCertificateEntries = append(template.RevokedCertificateEntries,
-			x509.RevocationListEntry{SerialNumber: p.leaf.SerialNumber, RevocationTime: due.Add(-time.Hour)})
+			x509.RevocationListEntry{SerialNumber: p.Leaf.SerialNumber, RevocationTime: due.Add(-time.Hour)})
 	}
 	der, err := x509.CreateRevocationList(rand.Reader, template, a.cert, a.key)
 	must(a.t, err)
 	return pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})
 }
 
-// folder holds the files of one test.
-type folder struct {
-	t    *testing.T
-	path string
-}
-
-func (f folder) write(name string, data []byte) string {
-	path := filepath.Join(f.path, name)
-	must(f.t, os.WriteFile(path, data, 0o600))
-	return path
-}
-
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
