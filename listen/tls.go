@@ -143,7 +143,9 @@ func (c *Credentials) Client() *tls.Config {
 		VerifyConnection:   func(s tls.ConnectionState) error { return m.revoked.check(s.VerifiedChains) },
 	}
 	if m.client.Certificate != nil {
-		config.Certificates = []tls.Certificate{m.client}
+		// Shown also to those who name other authorities: they can then say what
+		// they do not trust.
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &m.client, nil }
 	}
 	return config
 }

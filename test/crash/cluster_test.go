@@ -29,7 +29,8 @@ var clusterFlags = []string{
 type cluster struct {
 	t       testing.TB
 	flags   []string
-	network *network // between them; nil: nothing is
+	network *network                              // between them; nil: nothing is
+	secure  func(*clusterMember) (flags []string) // what members need for TLS; nil: clear text
 	members []*clusterMember
 	c       *clientv3.Client // of all of them
 }
@@ -83,6 +84,10 @@ func (c *cluster) newMember() *clusterMember {
 	m.url = "http://" + m.peer
 	if c.network != nil {
 		m.url = "http://" + c.network.door(c.t, m.peer)
+	}
+	if c.secure != nil {
+		m.url = "https://" + m.peer
+		m.flags = append(c.secure(m), "--listen-peer-urls="+m.url)
 	}
 	c.members = append(c.members, m)
 	return m
