@@ -169,11 +169,18 @@ func (a *API) services() v3.Options {
 	return v3.Options{
 		TxnOpsMax:       a.options.TxnOpsMax,
 		RequestBytesMax: a.options.RequestBytesMax,
+		AnswerBytesMax:  a.MessageBytesMax(),
 		QuotaBytes:      a.options.QuotaBytes,
 		LearnersMax:     a.options.LearnersMax,
 		StrictReconfig:  !a.options.LaxReconfig,
 		Version:         ServerVersion,
 		StorageVersion:  StorageVersion,
+		Watch: v3.WatchMetrics{
+			Events:   a.options.Metrics.WatchSend,
+			Event:    a.options.Metrics.WatchSendEvent,
+			Control:  a.options.Metrics.WatchControl,
+			Progress: a.options.Metrics.WatchProgress,
+		},
 	}
 }
 

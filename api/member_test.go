@@ -13,6 +13,7 @@ import (
 
 	"github.com/kvorum/kvorum/fault"
 	"github.com/kvorum/kvorum/state"
+	"github.com/kvorum/kvorum/watch"
 )
 
 // member is an api before a real machine, with a server for gRPC and one for
@@ -64,6 +65,7 @@ const self = 0xabc
 // sequencer is a Backend without consensus: one proposal after the other.
 type sequencer struct {
 	machine *state.Machine
+	hub     *watch.Hub
 
 	mu struct {
 		sync.Mutex
@@ -96,7 +98,7 @@ func newSequencer(t testing.TB) *sequencer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &sequencer{machine: machine}
+	s := &sequencer{machine: machine, hub: watch.New(watch.Options{View: machine.View, ProgressInterval: 100 * time.Millisecond})}
 	s.mu.status = Status{Cluster: 0xc1, Member: self, Leader: self, Term: 2}
 	return s
 }
@@ -157,6 +159,7 @@ func (s *sequencer) Propose(ctx context.Context, command []byte) (state.Outcome,
 	if err != nil {
 		return state.Outcome{}, fmt.Errorf("apply: %w", err)
 	}
+	s.hub.Publish(outcomes, s.machine.View().Revision)
 	return outcomes[0], nil
 }
 
@@ -168,6 +171,8 @@ func (s *sequencer) Barrier(ctx context.Context) error {
 	defer s.mu.Unlock()
 	return s.mu.barrier
 }
+
+func (s *sequencer) Hub() *watch.Hub { return s.hub }
 
 func (s *sequencer) View() *state.View { return s.machine.View() }
 

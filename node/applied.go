@@ -7,6 +7,7 @@ import (
 	"github.com/kvorum/kvorum/api"
 	"github.com/kvorum/kvorum/replica"
 	"github.com/kvorum/kvorum/state"
+	"github.com/kvorum/kvorum/watch"
 )
 
 // applied stands between the log and the state: it has each committed entry
@@ -16,6 +17,7 @@ type applied struct {
 	machine  *state.Machine
 	self     state.MemberID
 	received received
+	hub      *watch.Hub
 	changed  chan struct{} // holds one: the members are others
 	removed  chan struct{} // closed when this member is none any more
 	metrics  *api.Metrics
@@ -54,6 +56,7 @@ func (a *applied) Apply(entries []replica.Entry) ([]state.Outcome, error) {
 	}
 
 	// Everything that follows from an apply:
+	a.hub.Publish(outcomes, a.machine.View().Revision)
 	a.members(before)
 	a.count(outcomes, time.Since(began))
 	if compacted := a.machine.View().Compacted; compacted != a.last {
@@ -117,6 +120,7 @@ func (a *applied) Restore(m replica.Mark) error {
 		return err
 	}
 	a.unflushed.Store(0)
+	a.hub.Restore(a.machine.View().Revision)
 	a.members(before)
 	poke(a.compacted)
 	return nil

@@ -13,6 +13,7 @@ import (
 	"github.com/kvorum/kvorum/fault"
 	"github.com/kvorum/kvorum/replica"
 	"github.com/kvorum/kvorum/state"
+	"github.com/kvorum/kvorum/watch"
 )
 
 // The member is the api's backend.
@@ -37,6 +38,8 @@ func (m *member) Configure(ctx context.Context, command []byte, change api.Chang
 func (m *member) Barrier(ctx context.Context) error { return m.replica.Barrier(ctx) }
 
 func (m *member) View() *state.View { return m.machine.View() }
+
+func (m *member) Hub() *watch.Hub { return m.hub }
 
 func (m *member) Status() api.Status {
 	s := m.replica.Status()

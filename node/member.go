@@ -22,6 +22,7 @@ import (
 	"github.com/kvorum/kvorum/replica"
 	"github.com/kvorum/kvorum/state"
 	"github.com/kvorum/kvorum/wal"
+	"github.com/kvorum/kvorum/watch"
 )
 
 // member is what agrees and remembers: log, replica and state, without a
@@ -33,6 +34,7 @@ type member struct {
 	replica  *replica.Replica[state.Outcome]
 	applied  *applied
 	office   leader.Office
+	hub      *watch.Hub
 	peers    *peer.Peers   // nil: there is nobody else
 	evicted  chan struct{} // closed when another member says that this one was removed
 	received received
@@ -63,6 +65,7 @@ type memberOptions struct {
 	SweepBatch     int
 	SweepRest      time.Duration
 	SlowApply      time.Duration
+	WatchProgress  time.Duration // a silent watch that asked for it is told how far it is so often
 	LogSegmentSize int64
 
 	Metrics *api.Metrics
@@ -147,8 +150,19 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 	if o.Peers != nil {
 		m.received.dir = o.Peers.Dir
 	}
+	m.hub = watch.New(watch.Options{
+		View:             machine.View,
+		ProgressInterval: o.WatchProgress,
+		Metrics: watch.Metrics{
+			Events:   o.Metrics.Events,
+			Pending:  o.Metrics.PendingEvents,
+			Watchers: o.Metrics.Watchers,
+			Slow:     o.Metrics.SlowWatchers,
+			Streams:  o.Metrics.WatchStreams,
+		},
+	})
 	m.applied = &applied{
-		machine: machine, self: state.MemberID(o.ID), received: m.received, removed: make(chan struct{}),
+		machine: machine, hub: m.hub, self: state.MemberID(o.ID), received: m.received, removed: make(chan struct{}),
 		changed: make(chan struct{}, 1),
 		metrics: o.Metrics, slow: o.SlowApply, slowSeen: m.slowApply,
 		compacted: make(chan struct{}, 1), flush: make(chan struct{}, 1),

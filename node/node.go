@@ -112,6 +112,7 @@ func openServer(ctx context.Context, s *config.Server, dir *dataDir, d *doors, m
 		SweepBatch:    s.CompactionBatchLimit,
 		SweepRest:     s.CompactionSleepInterval,
 		SlowApply:     s.Log.SlowApply,
+		WatchProgress: s.WatchProgressNotifyInterval,
 		Metrics:       metrics,
 		Log:           log,
 	})
@@ -376,7 +377,8 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 	}
 	cancel()
 
-	// No new callers; those inside may finish.
+	// No new callers; those inside may finish. Watches would never.
+	m.hub.Close()
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
 	gone := make(chan struct{})

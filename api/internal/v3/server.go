@@ -14,6 +14,7 @@ import (
 
 	"github.com/kvorum/kvorum/api/internal/gate"
 	"github.com/kvorum/kvorum/state"
+	"github.com/kvorum/kvorum/watch"
 )
 
 // Backend is what the services ask of the member, beside what the gate asks.
@@ -39,17 +40,22 @@ type Backend interface {
 	// CaughtUp refuses unless a learner has nearly all that the leader has. It
 	// asks the leader.
 	CaughtUp(ctx context.Context, learner state.MemberID) error
+
+	// Hub is where those who watch keys listen.
+	Hub() *watch.Hub
 }
 
 // Options have no defaults: they come from the api's.
 type Options struct {
 	TxnOpsMax       int
 	RequestBytesMax int
+	AnswerBytesMax  int // of a watch that asked for fragments
 	QuotaBytes      int64
 	LearnersMax     int
 	StrictReconfig  bool // refuse changes of the members that endanger the quorum
 	Version         string
 	StorageVersion  string
+	Watch           WatchMetrics
 }
 
 type server struct {
@@ -63,6 +69,7 @@ type server struct {
 func Register(o Options, g *gate.Gate, b Backend, r grpc.ServiceRegistrar) {
 	s := &server{options: o, gate: g, backend: b}
 	pb.RegisterKVServer(r, kv{server: s})
+	pb.RegisterWatchServer(r, watches{server: s})
 	pb.RegisterClusterServer(r, cluster{server: s})
 	pb.RegisterMaintenanceServer(r, maintenance{server: s})
 	pb.RegisterAuthServer(r, auth{server: s})
