@@ -26,6 +26,7 @@ type TLS struct {
 	ClientCertFile, ClientKeyFile string // shown when dialling; default CertFile and KeyFile
 
 	TrustedCAFile    string   // who signs callers, and when dialling the other side; default: the system's
+	ServerName       string   // whose certificate those must show who are dialled; default: the host dialled
 	CRLFile          string   // revoked certificates; needs TrustedCAFile
 	ClientCertAuth   bool     // demand a certificate of callers; also when TrustedCAFile or a list below is given
 	AllowedCNs       []string // common names of which a caller's certificate has one
@@ -135,6 +136,7 @@ func (c *Credentials) Client() *tls.Config {
 	config := &tls.Config{
 		NextProtos:   []string{"h2", "http/1.1"},
 		RootCAs:      m.trusted,
+		ServerName:   c.rules.ServerName,
 		MinVersion:   c.rules.MinVersion,
 		MaxVersion:   c.rules.MaxVersion,
 		CipherSuites: c.suites,

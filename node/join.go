@@ -40,7 +40,8 @@ func begin(ctx context.Context, s *config.Server, d *doors, log *slog.Logger) (i
 		own, err := newEnlisting(s, d, log).run(ctx)
 		return own, state.Genesis{}, err
 	}
-	if err := s.CheckBootstrap(ctx); err != nil {
+	s, err := founding(ctx, s, log)
+	if err != nil {
 		return identity{}, state.Genesis{}, err
 	}
 	ask := newAsker(s, d.peerCredentials)
@@ -72,6 +73,25 @@ func begin(ctx context.Context, s *config.Server, d *doors, log *slog.Logger) (i
 		founders = append(founders, state.Member{ID: state.MemberID(seed.MemberID(s.InitialClusterToken)), PeerURLs: seed.PeerURLs})
 	}
 	return own, genesis(own.Cluster, founders), nil
+}
+
+// founding returns the settings with the initial cluster that they lead to.
+func founding(ctx context.Context, s *config.Server, log *slog.Logger) (*config.Server, error) {
+	found := *s
+	var err error
+	switch {
+	case s.Discovery.SRV != "":
+		found.InitialCluster, err = s.LookupSRV(ctx, net.DefaultResolver)
+	case s.Discovery.Token != "":
+		found.InitialClusterToken = s.Discovery.Token
+		found.InitialCluster, err = discover(ctx, s, log)
+	default:
+		return s, s.CheckBootstrap(ctx)
+	}
+	if err == nil {
+		log.Info("discovered the initial cluster", "initial-cluster", found.InitialCluster.String())
+	}
+	return &found, err
 }
 
 // asker asks members.

@@ -257,6 +257,11 @@ func peerCredentials(s *config.Server, log *slog.Logger) (*listen.Credentials, e
 		return nil, nil
 	}
 	rules.CheckAddress = !s.PeerTLS.SkipClientSAN
+	if s.PeerTLS.TrustedCAFile == "" {
+		// Where the world's authorities are believed, whoever answers for the
+		// domain could lead members anywhere.
+		rules.ServerName = s.Discovery.SRV
+	}
 	return rules.Load()
 }
 
