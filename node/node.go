@@ -29,10 +29,11 @@ import (
 )
 
 // At shutdown leadership may take so long to be handed over, and calls in
-// progress to end. Who stops a server expects it to be gone in 1.5 s.
+// progress to end. Who stops a server expects it to be gone in 1.5 s, of which
+// saying goodbye to other members and the last flush need the rest.
 const (
 	handOverTimeout = 500 * time.Millisecond
-	drainTimeout    = 800 * time.Millisecond
+	drainTimeout    = 600 * time.Millisecond
 )
 
 // Run runs a server until ctx ends, and returns nil then, or until something

@@ -465,7 +465,9 @@ func (l *lane) discard(why error, down bool) {
 var errHungUp = errors.New("peer: the other side closed the connection")
 
 // drainTime is how long what waits may take to leave when this member stops.
-const drainTime = time.Second
+// Raft makes up for what does not, so it is for a round trip, and not for a
+// member that is stuck.
+const drainTime = 200 * time.Millisecond
 
 // converse sends what comes until the connection breaks or ctx ends, in which
 // case it sends what waits.

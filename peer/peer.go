@@ -250,7 +250,7 @@ func New(o Options) (*Peers, error) {
 }
 
 // Run talks to the members observed and to those who call, until ctx ends;
-// then it sends what waits, for a second at most, and ends all connections. It
+// then it sends what waits, for a moment at most, and ends all connections. It
 // closes the listener.
 func (p *Peers) Run(ctx context.Context, listener net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)

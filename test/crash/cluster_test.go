@@ -189,6 +189,7 @@ func (c *cluster) wantEqual() {
 }
 
 func TestAKilledMemberCostsNothingButTime(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 3)
 	type ack struct {
 		key string
@@ -260,6 +261,7 @@ func TestAKilledMemberCostsNothingButTime(t *testing.T) {
 }
 
 func TestAMemberIsReplaced(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 3)
 	ctx := t.Context()
 	put := func(n int) { t.Helper(); c.put(n, 1000) }
@@ -315,9 +317,13 @@ func TestAMemberIsReplaced(t *testing.T) {
 		t.Errorf("a learner answered: %v", err)
 	}
 	// By way of a follower, so that the question goes to the leader.
-	if _, err := away.client.MemberPromote(ctx, added.Member.ID); err != nil {
-		t.Errorf("promote: %v", err)
-	}
+	c.await("the learner to be promoted", func() bool {
+		_, err := away.client.MemberPromote(ctx, added.Member.ID)
+		if err != nil && !says(err, fault.LearnerNotReady) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
 	next.ready(t, next.client)
 	put(10)
 	c.wantEqual()

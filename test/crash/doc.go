@@ -5,7 +5,7 @@
 // one direction or both, or only slowly. Nothing acknowledged may be lost, every fault must
 // be told in one clear line, and a start that is refused must change nothing.
 //
-//	KVORUM_CRASH_SECONDS   how long to go on killing; default 6
+//	KVORUM_CRASH_SECONDS   how long to go on killing; default 4
 //	KVORUM_CRASH_SEED      repeats the choices of a run, as far as processes allow
 //
 // A history that cannot be is written to a file, for package linear to judge

@@ -28,8 +28,9 @@ func setting(t testing.TB, name string, otherwise uint64) uint64 {
 // TestKilledServerLosesNothing has clients at a server that is killed, paused
 // and ended, over and over, and judges afterwards what they saw.
 func TestKilledServerLosesNothing(t *testing.T) {
+	t.Parallel()
 	seed := setting(t, "KVORUM_CRASH_SEED", rand.Uint64N(1<<32))
-	until := time.Now().Add(time.Duration(setting(t, "KVORUM_CRASH_SECONDS", 6)) * time.Second)
+	until := time.Now().Add(time.Duration(setting(t, "KVORUM_CRASH_SECONDS", 4)) * time.Second)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	s := newSite(t)
 	// A small count of entries between flushes, so that there is more to a

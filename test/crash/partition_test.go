@@ -151,8 +151,9 @@ var nemeses = []nemesis{
 // while members die, pause and cannot hear each other, one after the other and
 // together, and judges afterwards what they saw. Then all members hold the same.
 func TestAClusterInTroubleLosesNothing(t *testing.T) {
+	t.Parallel()
 	seed := setting(t, "KVORUM_CRASH_SEED", rand.Uint64N(1<<32))
-	until := time.Now().Add(time.Duration(setting(t, "KVORUM_CRASH_SECONDS", 6)) * time.Second)
+	until := time.Now().Add(time.Duration(setting(t, "KVORUM_CRASH_SECONDS", 4)) * time.Second)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	c := &cluster{t: t, flags: clusterFlags, network: newNetwork()}
 	c.found(3)

@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -45,6 +48,12 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		if err := noticeSources(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		// Those that run together mostly wait.
+		flag.Parse()
+		if err := flag.Set("test.parallel", strconv.Itoa(max(4, runtime.GOMAXPROCS(0)))); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
