@@ -68,6 +68,9 @@ type memberOptions struct {
 	WatchProgress  time.Duration // a silent watch that asked for it is told how far it is so often
 	LogSegmentSize int64
 
+	CorruptCheck     time.Duration // between comparisons of all keys; 0: never
+	CompactHashCheck time.Duration // between those of keys that a compaction left; 0: never
+
 	Metrics *api.Metrics
 	Log     *slog.Logger
 }
@@ -334,7 +337,7 @@ func (m *member) handOver(ctx context.Context) error {
 	}
 	var best replica.Progress
 	for _, p := range s.Progress {
-		if !p.Learner && p.Active && p.Match > best.Match && m.connected(p.ID) {
+		if !p.Learner && p.Active && p.Match > best.Match && m.connected(p.ID) && !m.View().Corrupt(state.MemberID(p.ID)) {
 			best = p
 		}
 	}

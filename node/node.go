@@ -92,6 +92,10 @@ func openServer(ctx context.Context, s *config.Server, dir *dataDir, d *doors, m
 	if cache == 0 {
 		cache = memoryBytes() / 4
 	}
+	var compactHashCheck time.Duration
+	if s.FeatureGates.Enabled(config.CompactHashCheck) {
+		compactHashCheck = s.CompactHashCheckTime
+	}
 	m, err := openMember(memberOptions{
 		FS: vfs.Default, LogDir: logDir, TableDir: filepath.Join(dir.path, "table"),
 		Cluster: dir.identity.Cluster, ID: dir.identity.Member,
@@ -116,6 +120,9 @@ func openServer(ctx context.Context, s *config.Server, dir *dataDir, d *doors, m
 		WatchProgress: s.WatchProgressNotifyInterval,
 		Metrics:       metrics,
 		Log:           log,
+
+		CorruptCheck:     s.CorruptCheckTime,
+		CompactHashCheck: compactHashCheck,
 	})
 	if err != nil {
 		return nil, err
@@ -331,6 +338,13 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 		}
 		return err
 	})
+
+	if s.FeatureGates.Enabled(config.InitialCorruptCheck) {
+		if err := m.checkFirst(ctx); err != nil {
+			stopMember()
+			return errors.Join(err, g.Wait())
+		}
+	}
 
 	web := listen.HTTPServer(handler)
 	forMembers := listen.HTTPServer(peerHandler(m, a.Members(), s.InitialClusterToken))

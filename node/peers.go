@@ -61,6 +61,7 @@ func (m *member) openPeers() (err error) {
 		return err
 	}
 	m.peers.Handle(askCaughtUp, m.answerCaughtUp)
+	m.peers.Handle(askSums, m.answerSums)
 	m.peers.Observe(membershipOf(m.machine.View()))
 	return nil
 }

@@ -51,6 +51,7 @@ func (b *batch) removeMember(q *pb.MemberRemoveRequest) (Outcome, error) {
 	}
 
 	b.next.members = b.next.members.Remove(&b.rows, id)
+	b.next.alarms = b.next.alarms.Drop(&b.rows, q.ID) // nobody is left to end them
 
 	return Outcome{Response: &pb.MemberRemoveResponse{Header: header(0), Members: b.next.MemberMessages()}}, nil
 }

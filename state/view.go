@@ -149,6 +149,12 @@ func (v *View) MemberMessages() []*pb.Member {
 // Alarms returns the alarms of a type, or all if it is NONE.
 func (v *View) Alarms(t pb.AlarmType) []*pb.AlarmMember { return alarm.Messages(v.alarms.All(t)) }
 
+// Corrupt tells whether an alarm says that the state of a member is not that of
+// the others. 0 stands for one that is not known.
+func (v *View) Corrupt(id MemberID) bool {
+	return v.alarms.Has(alarm.Alarm{Type: pb.AlarmType_CORRUPT, Member: uint64(id)})
+}
+
 // Alarmed tells whether any member has raised an alarm of a type.
 func (v *View) Alarmed(t pb.AlarmType) bool { return len(v.alarms.All(t)) > 0 }
 

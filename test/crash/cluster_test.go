@@ -165,8 +165,13 @@ func (c *cluster) await(what string, is func() bool) {
 }
 
 // wantEqual waits until all that run hold the same.
+// wantEqual waits until all members that run hold the same, and wants that none
+// of them was suspected of anything else.
 func (c *cluster) wantEqual() {
 	c.t.Helper()
+	if r, err := c.c.AlarmList(c.t.Context()); err != nil || len(r.Alarms) > 0 {
+		c.t.Errorf("alarms %v, %v", r, err)
+	}
 	var sums []string
 	c.await("equal members", func() bool {
 		sums = nil

@@ -191,10 +191,14 @@ func (o *oracle) configured(b []byte) {
 func (o *oracle) view(m *member) {
 	w := o.w
 	v := m.state.View()
-	if sum, known := o.sums[v.Index]; known && sum != v.Checksum {
-		w.fail("%v has checksum %x at index %d, another had %x", m, v.Checksum, v.Index, sum)
+	// Among them sums of indexes at which this one has not stopped: members
+	// compare them with each other, and a difference is an alarm.
+	for _, mark := range v.Marks() {
+		if sum, known := o.sums[mark.Index]; known && sum != mark.Checksum {
+			w.fail("%v has checksum %x at index %d, another had %x", m, mark.Checksum, mark.Index, sum)
+		}
+		o.sums[mark.Index] = mark.Checksum
 	}
-	o.sums[v.Index] = v.Checksum
 	w.note("applied", m.id, uint64(v.Index), v.Checksum)
 	if v.Index == 1 {
 		return

@@ -8,6 +8,7 @@ package gate
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -112,6 +113,9 @@ const commandBytes = 8
 // EnterUnary tells whether this member may answer req at all.
 func (g *Gate) EnterUnary(ctx context.Context, req any) error {
 	s := g.backend.Status()
+	if g.backend.View().Corrupt(s.Member) && !fencedAnswers(req) {
+		return fault.Corrupt
+	}
 	if s.Learner && !learnerAnswers(req) {
 		return fault.LearnerUnsupported
 	}
@@ -121,6 +125,9 @@ func (g *Gate) EnterUnary(ctx context.Context, req any) error {
 // EnterStream tells whether this member may answer the streaming method at all.
 func (g *Gate) EnterStream(ctx context.Context, method string) error {
 	s := g.backend.Status()
+	if g.backend.View().Corrupt(s.Member) {
+		return fault.Corrupt
+	}
 	if s.Learner && method != pb.Maintenance_Snapshot_FullMethodName {
 		return fault.LearnerUnsupported
 	}
@@ -135,6 +142,16 @@ func learnerAnswers(req any) bool {
 		return true
 	case *pb.RangeRequest:
 		return r.Serializable
+	}
+	return false
+}
+
+// fencedAnswers: a member whose state is not that of the others says how it is,
+// and can be told that it is well again.
+func fencedAnswers(req any) bool {
+	switch req.(type) {
+	case *pb.StatusRequest, *pb.AlarmRequest, *pb.HashRequest, *pb.HashKVRequest, *pb.MoveLeaderRequest:
+		return true
 	}
 	return false
 }
@@ -195,8 +212,21 @@ func (g *Gate) Read(ctx context.Context, linear bool) error {
 	return err
 }
 
-// Alarms are those that are on, as known here.
-func (g *Gate) Alarms() []*pb.AlarmMember { return g.backend.View().Alarms(pb.AlarmType_NONE) }
+// Alarms are those that are on and concern this member, as known here. That
+// another one is corrupt does not: that one is fenced. Where it is not known
+// who is, all are concerned.
+func (g *Gate) Alarms() []*pb.AlarmMember {
+	view, self := g.backend.View(), g.backend.Status().Member
+	return slices.DeleteFunc(view.Alarms(pb.AlarmType_NONE), func(a *pb.AlarmMember) bool {
+		id := state.MemberID(a.MemberID)
+		_, member := view.Member(id)
+		return a.Alarm == pb.AlarmType_CORRUPT && member && id != self
+	})
+}
+
+func (g *Gate) corrupt() bool {
+	return slices.ContainsFunc(g.Alarms(), func(a *pb.AlarmMember) bool { return a.Alarm == pb.AlarmType_CORRUPT })
+}
 
 // Status is what is known about agreement now.
 func (g *Gate) Status() Status { return g.backend.Status() }
@@ -231,7 +261,7 @@ func (g *Gate) propose(ctx context.Context, kind state.Kind, req proto.Message) 
 }
 
 // Configure has a change of the members made true, as Propose does with other
-// requests. No alarm stands in its way: it may be the way out.
+// requests. No alarm of the cluster stands in its way: it may be the way out.
 func (g *Gate) Configure(ctx context.Context, kind state.Kind, req proto.Message, change Change) (state.Outcome, error) {
 	start := time.Now()
 	command, err := state.Command{Kind: kind, Request: req}.Append(nil)
@@ -284,7 +314,7 @@ func (g *Gate) room(ctx context.Context, kind state.Kind, req proto.Message) err
 		return nil
 	}
 	view := g.backend.View()
-	if view.Alarmed(pb.AlarmType_CORRUPT) {
+	if view.Alarmed(pb.AlarmType_CORRUPT) && g.corrupt() {
 		return fault.Corrupt
 	}
 	adds := cost(req)

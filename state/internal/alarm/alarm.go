@@ -44,6 +44,25 @@ func (s *Set) All(t pb.AlarmType) []Alarm {
 	return slices.DeleteFunc(slices.Clone(s.alarms), func(a Alarm) bool { return a.Type != t })
 }
 
+// Has tells whether an alarm is raised.
+func (s *Set) Has(a Alarm) bool {
+	if s == nil {
+		return false
+	}
+	_, ok := s.find(a)
+	return ok
+}
+
+// Drop ends all alarms of a member.
+func (s *Set) Drop(rows Rows, member uint64) *Set {
+	for _, a := range s.All(pb.AlarmType_NONE) {
+		if a.Member == member {
+			s, _ = s.End(rows, a)
+		}
+	}
+	return s
+}
+
 func (s *Set) find(a Alarm) (int, bool) {
 	return slices.BinarySearchFunc(s.All(pb.AlarmType_NONE), a, compare)
 }
