@@ -15,11 +15,9 @@ import (
 type applied struct {
 	// Immutable.
 	machine  *state.Machine
-	self     state.MemberID
 	received received
 	hub      *watch.Hub
 	changed  chan struct{} // holds one: the members are others
-	removed  chan struct{} // closed when this member is none any more
 	metrics  *api.Metrics
 	slow     time.Duration
 	slowSeen func(took time.Duration, entries int)
@@ -128,13 +126,8 @@ func (a *applied) Restore(m replica.Mark) error {
 
 // members tells of a change of the members.
 func (a *applied) members(before *state.View) {
-	now := a.machine.View()
-	if now.SameMembers(before) {
-		return
-	}
-	poke(a.changed)
-	if now.Removed(a.self) && !before.Removed(a.self) {
-		close(a.removed)
+	if !a.machine.View().SameMembers(before) {
+		poke(a.changed)
 	}
 }
 

@@ -45,6 +45,10 @@ type identity struct {
 	// Joined says that the member has added itself to its cluster, and asks
 	// for a vote once it holds what the others hold.
 	Joined bool `json:"joined,omitempty"`
+
+	// Removed is set once another member has said that this one is none any
+	// more.
+	Removed bool `json:"removed,omitempty"`
 }
 
 // openDataDir creates path where it is missing, and locks it.

@@ -141,10 +141,6 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 		}
 	}
 
-	if machine.View().Removed(state.MemberID(o.ID)) {
-		return nil, fmt.Errorf("%w and cannot come back: add a new one with an empty data directory", errRemoved)
-	}
-
 	if err := o.Claims.check(o.ID, machine.View()); err != nil {
 		return nil, err
 	}
@@ -165,7 +161,7 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 		},
 	})
 	m.applied = &applied{
-		machine: machine, hub: m.hub, self: state.MemberID(o.ID), received: m.received, removed: make(chan struct{}),
+		machine: machine, hub: m.hub, received: m.received,
 		changed: make(chan struct{}, 1),
 		metrics: o.Metrics, slow: o.SlowApply, slowSeen: m.slowApply,
 		compacted: make(chan struct{}, 1), flush: make(chan struct{}, 1),
@@ -250,7 +246,7 @@ func (m *member) work(ctx context.Context) error {
 	g.Go(func() error { return m.leave(ctx) })
 	g.Go(func() error { return m.office.Run(ctx, m.duties()...) })
 	if m.peers != nil {
-		g.Go(func() error { m.introduce(ctx); return nil })
+		g.Go(func() error { return m.introduce(ctx) })
 		g.Go(func() error { return m.peers.Run(ctx, m.o.Peers.Listener) })
 	}
 	err := g.Wait()
@@ -265,36 +261,16 @@ func (m *member) work(ctx context.Context) error {
 
 var errRemoved = errors.New("this member was removed from the cluster")
 
-// leave ends the member once it is none any more. If it leads, it goes on until
-// another one does: the others may need it to learn that the change is
-// committed.
+// leave ends the member once another one says that it is none any more. To
+// have applied that is not enough: while nobody else knows for sure that the
+// removal is committed, the others may need this member's vote to find out.
 func (m *member) leave(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return nil
 	case <-m.evicted:
 		return errRemoved
-	case <-m.applied.removed:
 	}
-	election := m.o.Tick * time.Duration(cmp.Or(m.o.ElectionTicks, 10))
-	ctx, cancel := context.WithTimeout(ctx, farewell*election)
-	defer cancel()
-	following := 0 // ticks for which somebody else may have led
-	tick := time.NewTicker(m.o.Tick)
-	defer tick.Stop()
-	for time.Duration(following)*m.o.Tick < election {
-		if following++; m.replica.Status().Role == replica.Leader {
-			following = 0
-		}
-		select {
-		case <-ctx.Done():
-			return errRemoved
-		case <-m.evicted:
-			return errRemoved
-		case <-tick.C:
-		}
-	}
-	return errRemoved
 }
 
 // farewell is how many election timeouts a removed leader has to see another
@@ -303,15 +279,16 @@ const farewell = 5
 
 // introduce tells the peers who the members are, until ctx ends. While a
 // removed member leads they are not told yet: they would cut it off from the
-// others before it has handed over.
-func (m *member) introduce(ctx context.Context) {
+// others before it has handed over. And not before a power loss cannot undo
+// what is known of them here: who was removed goes then, for good.
+func (m *member) introduce(ctx context.Context) error {
 	election := m.o.Tick * time.Duration(cmp.Or(m.o.ElectionTicks, 10))
 	tick := time.NewTicker(m.o.Tick)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-m.applied.changed:
 		}
 		for end := time.Now().Add(farewell * election); time.Now().Before(end); {
@@ -320,11 +297,15 @@ func (m *member) introduce(ctx context.Context) {
 			}
 			select {
 			case <-ctx.Done():
-				return
+				return nil
 			case <-tick.C:
 			}
 		}
-		m.peers.Observe(membershipOf(m.machine.View()))
+		view := m.machine.View()
+		if err := m.machine.Flush(); err != nil {
+			return fmt.Errorf("flush the members: %w", err)
+		}
+		m.peers.Observe(membershipOf(view))
 	}
 }
 

@@ -60,6 +60,11 @@ func Run(ctx context.Context, s *config.Server, log *slog.Logger) (err error) {
 	a := api.New(apiOptions(s, metrics, log), m)
 	err = serve(ctx, s, m, a, doors, dir.identity.Joined, log)
 	if err == errRemoved {
+		gone := dir.identity
+		gone.Removed = true
+		if err := dir.claim(gone); err != nil {
+			return err
+		}
 		log.Info("stopped: this member was removed from the cluster; its data is of no more use, and it can come back only as a new member, with an empty data directory", "data-dir", s.DataDir)
 		return nil
 	}
@@ -68,6 +73,9 @@ func Run(ctx context.Context, s *config.Server, log *slog.Logger) (err error) {
 
 // openServer opens the member whose directory dir is, or founds it.
 func openServer(ctx context.Context, s *config.Server, dir *dataDir, d *doors, metrics *api.Metrics, log *slog.Logger) (*member, error) {
+	if dir.identity.Removed {
+		return nil, fmt.Errorf("%w and cannot come back: add a new one with an empty data directory", errRemoved)
+	}
 	var first state.Genesis
 	if !dir.identity.Started {
 		// Until the first log and table are on disk nothing was promised to

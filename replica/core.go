@@ -211,8 +211,7 @@ func (c *Core) resign() {
 		return
 	}
 	stalled := len(c.writing) > 0 && c.tick-c.writing[0] >= patience
-	removed := !slices.Contains(c.members.GetVoters(), c.o.ID) && !slices.Contains(c.members.GetVotersOutgoing(), c.o.ID)
-	if !stalled && (!removed || mutant.On("removed leader stays")) {
+	if !stalled && (c.votes() || mutant.On("removed leader stays")) {
 		return
 	}
 	var best, match uint64
@@ -225,6 +224,11 @@ func (c *Core) resign() {
 		c.resigned = c.tick
 		c.node.TransferLeader(best)
 	}
+}
+
+// votes says whether this member is one of those that vote.
+func (c *Core) votes() bool {
+	return slices.Contains(c.members.GetVoters(), c.o.ID) || slices.Contains(c.members.GetVotersOutgoing(), c.o.ID)
 }
 
 // Campaign starts an election.
@@ -305,13 +309,15 @@ func (c *Core) retry() {
 }
 
 // mayAnswerReads is false for a leader that has committed nothing in its term:
-// its commit index may lie behind what earlier leaders have acknowledged.
+// its commit index may lie behind what earlier leaders have acknowledged. And
+// for one that was removed: where a single voter is left, raft answers without
+// asking that one, who may lead already.
 func (c *Core) mayAnswerReads() bool {
 	status := c.node.BasicStatus()
 	if status.RaftState != raft.StateLeader {
 		return true // raft passes requests on, or drops them
 	}
-	return status.GetTerm() == c.term && c.ownTerm != 0 && status.GetCommit() >= c.ownTerm
+	return status.GetTerm() == c.term && c.ownTerm != 0 && status.GetCommit() >= c.ownTerm && (c.votes() || mutant.On("removed leader answers reads"))
 }
 
 // Propose names the commands a batch and proposes it, and tells in which term.

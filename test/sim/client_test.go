@@ -22,9 +22,19 @@ const (
 	opCompact
 	opRange
 	opSerializable
-	kinds                // those of clients end here
-	opChange kind = iota // of the membership
+	kinds             // those of clients end here
+	opAdd kind = iota // of the members
+	opRemove
+	opUpdate
+	opPromote
+	opPublish
 )
+
+// commands says what the state calls what changes it.
+var commands = map[kind]state.Kind{
+	opPut: state.Put, opDelete: state.DeleteRange, opTxn: state.Txn, opCompact: state.Compact,
+	opAdd: state.MemberAdd, opRemove: state.MemberRemove, opUpdate: state.MemberUpdate, opPromote: state.MemberPromote, opPublish: state.Publish,
+}
 
 // op is one operation of a client.
 type op struct {
@@ -84,7 +94,8 @@ func (c *client) next() {
 			return
 		}
 		if c.home == nil || !c.home.up || w.users.IntN(20) == 0 {
-			c.home = w.members[w.users.IntN(len(w.members))]
+			present := w.present()
+			c.home = present[w.users.IntN(len(present))]
 		}
 		if !c.home.up || c.home.paused && w.users.IntN(2) == 0 {
 			c.next()
@@ -163,8 +174,7 @@ func (m *member) watch(o *op) {
 }
 
 func (o *op) encode() []byte {
-	kinds := map[kind]state.Kind{opPut: state.Put, opDelete: state.DeleteRange, opTxn: state.Txn, opCompact: state.Compact, opChange: state.Put}
-	b, err := state.Command{Kind: kinds[o.kind], Principal: state.Principal{Revision: o.id}, Request: o.request}.Append(nil)
+	b, err := state.Command{Kind: commands[o.kind], Principal: state.Principal{Revision: o.id}, Request: o.request}.Append(nil)
 	if err != nil {
 		o.w.fail("encode %v: %v", o, err)
 	}
@@ -184,9 +194,10 @@ func (o *op) poll() bool {
 	w := o.w
 	switch {
 	case err != nil:
-		o.never = errors.Is(err, fault.TooManyRequests)
+		// What is no fault is raft's: the members cannot become that.
+		o.never = errors.Is(err, fault.TooManyRequests) || fault.Of(err) == nil
 		if o.never {
-			w.mark("too many requests")
+			w.mark("surely not executed")
 		}
 		o.give(!o.never, err)
 	case o.kind == opRange:

@@ -36,7 +36,7 @@ func judge(w *world) {
 	}
 	slices.SortFunc(writes, func(a, b *op) int { return cmp.Compare(a.place, b.place) })
 
-	m := newModel()
+	m := newModel(w.voters)
 	var newestCall = int64(-1) // of the operations before
 	var before *op
 	for _, o := range writes {

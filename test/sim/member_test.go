@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -26,6 +27,8 @@ type member struct {
 	table   *state.Memory
 	staged  map[uint64][]byte // snapshots that have arrived, by index
 	ran     bool              // the process was up before
+	lost    bool              // the disk is gone, and with it the member
+	gone    bool              // it was removed, and knows
 
 	rate       int           // percent of the time between ticks
 	writeExtra time.Duration // the disk is slow
@@ -43,6 +46,14 @@ type member struct {
 	leader uint64      // as seen last
 	sent   uint64      // newest entry sent to others
 	opened state.Index // where the state was when the process started
+	behind uint64      // index of the newest snapshot that was sent here
+	known  struct {    // the members, as it has them
+		view    *state.View
+		text    string
+		removed []uint64
+	}
+	told  *state.View // what the network knows of the members
+	stale int         // ticks since that is not the newest
 
 	// What others were told, in any run.
 	votes    map[uint64]uint64 // by term
@@ -73,6 +84,11 @@ func (w *world) member(id uint64) *member {
 	return nil
 }
 
+// present returns the members that can have a process.
+func (w *world) present() []*member {
+	return slices.DeleteFunc(slices.Clone(w.members), func(m *member) bool { return m.lost || m.gone })
+}
+
 func (m *member) String() string { return fmt.Sprintf("member %d", m.id) }
 
 func (m *member) describe() string {
@@ -86,7 +102,11 @@ func (m *member) describe() string {
 // start starts the process. While the disk is full that may fail: then it is
 // tried again.
 func (m *member) start() {
-	if m.up {
+	switch {
+	case m.up || m.lost || m.gone:
+		return
+	case !m.ran && m.w.oracle.removed(m.id):
+		m.gone = true // nobody lets it join
 		return
 	}
 	if err := m.open(); err != nil {
@@ -114,7 +134,9 @@ func (m *member) open() error {
 			return err
 		}
 	}
-	m.opened = m.state.View().Index
+	v := m.state.View()
+	m.opened, m.told = v.Index, v
+	m.stale = 0
 	o := replica.Options[state.Outcome]{
 		ID: m.id,
 		Log: replica.LogOptions{
@@ -241,8 +263,8 @@ func (m *member) resume() {
 func (m *member) ticking() {
 	period := m.w.tick * time.Duration(m.rate) / 100
 	m.later(period, func() {
-		m.tick(1)
 		m.ticking()
+		m.tick(1)
 	})
 }
 
@@ -252,6 +274,46 @@ func (m *member) tick(n int) {
 	}
 	m.moved()
 	m.work()
+	m.introduce()
+	m.leave()
+}
+
+// introduce tells the network who the members are, as package node does: once
+// that is durable, and not while a removed member leads, which has to hand over.
+func (m *member) introduce() {
+	v := m.state.View()
+	if v.SameMembers(m.told) || m.busy.flushing {
+		return
+	}
+	m.stale++
+	const farewell = 5 // election timeouts
+	if leader := m.r.Status().Leader; leader != 0 && v.Removed(state.MemberID(leader)) && m.stale <= farewell*m.w.electionTicks {
+		return
+	}
+	m.busy.flushing = true
+	m.later(m.w.write*4+m.writeExtra, func() {
+		m.flushed()
+		m.told, m.stale = v, 0
+	})
+}
+
+// leave ends the process of one that is no member any more. That it knows so
+// itself is not enough: the others may need its vote to find out.
+func (m *member) leave() {
+	if m.evicted() {
+		m.w.mark("removed member left")
+		m.stop()
+		m.gone = true
+	}
+}
+
+// evicted tells whether another member that can be reached says that this one
+// was removed.
+func (m *member) evicted() bool {
+	return slices.ContainsFunc(m.w.members, func(o *member) bool {
+		return o != m && o.up && !o.paused && o.told.Removed(state.MemberID(m.id)) &&
+			!m.w.network.cut[link{m.id, o.id}] && !m.w.network.cut[link{o.id, m.id}]
+	})
 }
 
 // poke has the raft loop look at its inbox soon.
@@ -272,6 +334,7 @@ func (m *member) poke() {
 func (m *member) moved() {
 	w := m.w
 	s := m.r.Status()
+	w.oracle.consents(m, s)
 	if s.Role == replica.Leader {
 		if other, known := w.leaders[s.Term]; known && other != m.id {
 			w.fail("members %d and %d both lead in term %d", other, m.id, s.Term)
@@ -393,12 +456,16 @@ func (m *member) flush() {
 	}
 	m.busy.flushing = true
 	m.later(m.w.write*4+m.writeExtra, func() {
-		m.busy.flushing = false
-		if err := m.state.Flush(); err != nil {
-			m.w.fail("%v: %v", m, err)
-		}
+		m.flushed()
 		m.poke()
 	})
+}
+
+func (m *member) flushed() {
+	m.busy.flushing = false
+	if err := m.state.Flush(); err != nil {
+		m.w.fail("%v: %v", m, err)
+	}
 }
 
 // sweep removes what compactions have made superfluous, in small steps.

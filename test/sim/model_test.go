@@ -18,14 +18,25 @@ type model struct {
 	keys                []*versions // by name
 	at                  int64       // revision of the command under way
 	changed             bool
+	members             []*pb.Member // by id
+	removed             []uint64
 }
+
+// publication is what a member says of itself when it has started.
+type publication struct{ *pb.Member }
 
 type versions struct {
 	name string
 	all  []*mvccpb.KeyValue // oldest first; a deletion has version 0
 }
 
-func newModel() *model { return &model{revision: 1, compacted: -1} }
+func newModel(founders int) *model {
+	m := &model{revision: 1, compacted: -1}
+	for id := uint64(1); id <= uint64(founders); id++ {
+		m.members = append(m.members, &pb.Member{ID: id, PeerURLs: []string{peerURL(id)}})
+	}
+	return m
+}
 
 func (m *model) find(name string) (int, bool) {
 	return slices.BinarySearchFunc(m.keys, name, func(h *versions, name string) int { return cmp.Compare(h.name, name) })
@@ -219,11 +230,88 @@ func (m *model) do(q any) string {
 		if refusal = m.readable(q.Revision); refusal == nil {
 			response = m.read(q, m.revision)
 		}
+	default:
+		response, refusal = m.change(q)
 	}
 	if m.changed {
 		m.revision = m.at
 	}
 	return text(response, refusal, m.revision)
+}
+
+func (m *model) member(id uint64) *pb.Member {
+	for _, one := range m.members {
+		if one.ID == id {
+			return one
+		}
+	}
+	return nil
+}
+
+// change changes the members.
+func (m *model) change(q any) (response any, refusal *fault.Fault) {
+	taken := func(urls []string, but uint64) bool {
+		return slices.ContainsFunc(m.members, func(one *pb.Member) bool { return one.ID != but && one.PeerURLs[0] == urls[0] })
+	}
+	switch q := q.(type) {
+	case *pb.Member:
+		switch {
+		case slices.Contains(m.removed, q.ID):
+			return nil, fault.MemberNotFound
+		case m.member(q.ID) != nil:
+			return nil, fault.MemberExists
+		case taken(q.PeerURLs, 0):
+			return nil, fault.PeerURLExists
+		}
+		m.members = append(m.members, &pb.Member{ID: q.ID, PeerURLs: q.PeerURLs, IsLearner: q.IsLearner})
+		slices.SortFunc(m.members, func(a, b *pb.Member) int { return cmp.Compare(a.ID, b.ID) })
+		return &pb.MemberAddResponse{Members: m.members}, nil
+	case *pb.MemberRemoveRequest:
+		if m.member(q.ID) == nil {
+			return nil, fault.MemberNotFound
+		}
+		m.members = slices.DeleteFunc(m.members, func(one *pb.Member) bool { return one.ID == q.ID })
+		m.removed = append(m.removed, q.ID)
+		slices.Sort(m.removed)
+		return &pb.MemberRemoveResponse{Members: m.members}, nil
+	case *pb.MemberUpdateRequest:
+		one := m.member(q.ID)
+		switch {
+		case one == nil:
+			return nil, fault.MemberNotFound
+		case taken(q.PeerURLs, q.ID):
+			return nil, fault.PeerURLExists
+		}
+		one.PeerURLs = q.PeerURLs
+		return &pb.MemberUpdateResponse{Members: m.members}, nil
+	case *pb.MemberPromoteRequest:
+		one := m.member(q.ID)
+		switch {
+		case one == nil:
+			return nil, fault.MemberNotFound
+		case !one.IsLearner:
+			return nil, fault.NotLearner
+		}
+		one.IsLearner = false
+		return &pb.MemberPromoteResponse{Members: m.members}, nil
+	case publication:
+		one := m.member(q.ID)
+		if one == nil {
+			return nil, fault.MemberNotFound
+		}
+		one.Name, one.ClientURLs = q.Name, q.ClientURLs
+		return &pb.MemberUpdateResponse{Members: m.members}, nil
+	}
+	panic(fmt.Sprintf("the model knows no %T", q))
+}
+
+// membersText tells of members as the checkers compare them.
+func membersText(members []*pb.Member) string {
+	var b strings.Builder
+	for _, one := range members {
+		fmt.Fprintf(&b, " %d %q %v %v %v", one.ID, one.Name, one.PeerURLs, one.ClientURLs, one.IsLearner)
+	}
+	return b.String()
 }
 
 // readAt returns the answer to a range when the store was at a revision. What
@@ -284,6 +372,8 @@ func write(b *strings.Builder, response any) {
 				write(b, op.ResponseRange)
 			}
 		}
+	case interface{ GetMembers() []*pb.Member }:
+		b.WriteString("members" + membersText(r.GetMembers()))
 	default:
 		fmt.Fprintf(b, "%T", response)
 	}

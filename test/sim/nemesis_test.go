@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -9,15 +10,16 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kvorum/kvorum/replica"
+	"github.com/kvorum/kvorum/state"
 )
 
 // nemesis does harm.
 type nemesis struct {
-	w      *world
-	count  map[string]int
-	change *op // of the membership, under way
-	ids    uint64
-	over   bool // all is healed
+	w       *world
+	count   map[string]int
+	changes []*op // of the members
+	ids     uint64
+	over    bool // all is healed
 }
 
 // harm is one kind of fault.
@@ -54,6 +56,7 @@ var faults = []harm{
 			m.failing = true // those that restore are few
 		}
 	}},
+	{"lost disk", func(n *nemesis) { n.destroy(n.any()) }},
 	{"full disk", func(n *nemesis) {
 		m := n.any()
 		m.disk.full = true
@@ -162,7 +165,10 @@ func (n *nemesis) while(most int) time.Duration {
 	return time.Duration(n.w.fate.Int64N(int64(election) * int64(most)))
 }
 
-func (n *nemesis) any() *member { return n.w.members[n.w.fate.IntN(len(n.w.members))] }
+func (n *nemesis) any() *member {
+	present := n.w.present()
+	return present[n.w.fate.IntN(len(present))]
+}
 
 // leader returns who leads in the highest term, or anybody.
 func (n *nemesis) leader() *member {
@@ -231,54 +237,166 @@ func (n *nemesis) cut(which func(link) bool) {
 	}
 }
 
-// configure changes the membership, one step at a time.
+// configure changes the members.
 func (n *nemesis) configure() {
 	w := n.w
-	leader := n.leader()
-	if !leader.up || leader.paused || n.change != nil && !n.change.done {
+	if n.under() > 1 {
 		return
 	}
-	members := w.oracle.members
-	if len(members.GetVotersOutgoing()) > 0 {
+	m := n.leader()
+	if w.fate.IntN(4) == 0 {
+		m = n.any()
+	}
+	if !m.up || m.paused || m.state.View().Index == 0 {
 		return
 	}
-	voters, learners := members.GetVoters(), members.GetLearners()
-	single := func(t raftpb.ConfChangeType, id uint64) *raftpb.ConfChangeSingle {
-		return &raftpb.ConfChangeSingle{Type: t.Enum(), NodeId: proto.Uint64(id)}
+	members := w.oracle.model.members
+	any := members[w.fate.IntN(len(members))].ID
+	if removed := w.oracle.model.removed; len(removed) > 0 && w.fate.IntN(20) == 0 {
+		any = removed[w.fate.IntN(len(removed))]
 	}
-	var changes []*raftpb.ConfChangeSingle
-	pick := func(ids []uint64) uint64 { return ids[w.fate.IntN(len(ids))] }
-	switch choice := w.fate.IntN(5); {
-	case choice == 0 && len(learners) < 2 && len(w.members) < 9:
+	switch choice := w.fate.IntN(10); {
+	case choice < 3 && len(members) < 7 && len(w.members) < 25:
 		n.ids++
-		changes = append(changes, single(raftpb.ConfChangeAddLearnerNode, n.ids))
-	case choice == 1 && len(learners) > 0:
-		changes = append(changes, single(raftpb.ConfChangeAddNode, pick(learners)))
-	case choice == 2 && len(voters) > 2:
-		changes = append(changes, single(raftpb.ConfChangeRemoveNode, pick(voters)))
-	case choice == 3 && len(learners) > 0 && len(voters) > 1: // one replaces the other
-		changes = append(changes, single(raftpb.ConfChangeAddNode, pick(learners)), single(raftpb.ConfChangeRemoveNode, pick(voters)))
-	case choice == 4 && len(learners) > 0:
-		changes = append(changes, single(raftpb.ConfChangeRemoveNode, pick(learners)))
+		q := &pb.Member{ID: n.ids, PeerURLs: []string{peerURL(n.ids)}, IsLearner: w.fate.IntN(3) > 0}
+		switch w.fate.IntN(20) {
+		case 0:
+			q.ID = any
+		case 1:
+			q.PeerURLs = []string{peerURL(any)}
+		}
+		n.propose(m, opAdd, q)
+	case choice < 6:
+		for _, one := range members {
+			if one.IsLearner && (w.fate.IntN(4) == 0 || caughtUp(m, one.ID)) {
+				any = one.ID
+			}
+		}
+		n.propose(m, opPromote, &pb.MemberPromoteRequest{ID: any})
+	case choice < 8:
+		if lost := n.lost(); lost != nil {
+			any = lost.id // to remove another might leave no quorum
+		}
+		n.propose(m, opRemove, &pb.MemberRemoveRequest{ID: any})
+	case choice < 9:
+		q := &pb.MemberUpdateRequest{ID: any, PeerURLs: []string{peerURL(uint64(w.fate.IntN(10)))}}
+		n.propose(m, opUpdate, q)
 	default:
+		name := fmt.Sprint("m", w.fate.IntN(10))
+		n.propose(m, opPublish, publication{&pb.Member{ID: any, Name: name, ClientURLs: []string{"http://" + name}}})
+	}
+}
+
+func peerURL(n uint64) string { return fmt.Sprint("http://", n) }
+
+// caughtUp tells whether a leader thinks that a learner can have a vote.
+func caughtUp(leader *member, id uint64) bool {
+	s := leader.r.Status()
+	return slices.ContainsFunc(s.Progress, func(p replica.Progress) bool {
+		return p.ID == id && p.Active && p.Match >= s.Commit-s.Commit/10
+	})
+}
+
+// propose proposes a change of the members. Where it changes who votes it goes
+// along with what consensus has to know.
+func (n *nemesis) propose(m *member, k kind, q proto.Message) {
+	w := n.w
+	o := w.newOp(&client{w: w, id: 1000}, k, m)
+	o.request = q
+	n.changes = append(n.changes, o)
+	n.count["change"]++
+	var id uint64
+	var vote raftpb.ConfChangeType
+	switch q := q.(type) {
+	case *pb.Member:
+		id, vote = q.ID, raftpb.ConfChangeAddNode
+		if q.IsLearner {
+			vote = raftpb.ConfChangeAddLearnerNode
+		}
+	case *pb.MemberRemoveRequest:
+		id, vote = q.ID, raftpb.ConfChangeRemoveNode
+	case *pb.MemberPromoteRequest:
+		id, vote = q.ID, raftpb.ConfChangeAddNode
+	}
+	w.note("change", m.id, uint64(k), id)
+	if id == 0 {
+		o.wait = m.step.Propose(o.encode())
+		m.watch(o)
 		return
 	}
-	c := &client{w: w, id: 1000}
-	o := w.newOp(c, opChange, leader)
-	q := &pb.PutRequest{Key: []byte("~members"), Value: []byte("changed")}
-	if w.fate.IntN(5) == 0 {
-		q = &pb.PutRequest{Key: []byte("~nobody"), IgnoreValue: true} // refused
+	change := &raftpb.ConfChangeV2{
+		Changes: []*raftpb.ConfChangeSingle{{Type: vote.Enum(), NodeId: proto.Uint64(id)}},
+		Context: o.encode(),
 	}
-	o.request = q
-	change := &raftpb.ConfChangeV2{Changes: changes, Context: o.encode()}
-	if w.fate.IntN(2) == 0 {
+	if w.joint && k != opRemove { // who is removed is cut off at once
 		change.Transition = raftpb.ConfChangeTransitionJointImplicit.Enum()
 	}
-	n.change = o
-	n.count["change"]++
-	w.note("configure", leader.id, uint64(changes[0].GetType()), changes[0].GetNodeId())
-	o.wait = leader.step.Configure(change)
-	leader.watch(o)
+	o.wait = m.step.Configure(change)
+	m.watch(o)
+}
+
+// under returns how many changes of the members are under way.
+func (n *nemesis) under() int {
+	under := 0
+	for _, o := range n.changes {
+		if !o.done {
+			under++
+		}
+	}
+	return under
+}
+
+// destroy takes the disk of a member away for good, if a quorum is left, also
+// should a change of the members come true of which nobody has heard.
+func (n *nemesis) destroy(m *member) {
+	w := n.w
+	if n.lost() != nil || len(w.oracle.voters.GetVotersOutgoing()) > 0 {
+		return
+	}
+	voters := w.oracle.membersAt(w.oracle.last()).voters
+	after := len(voters)
+	if slices.ContainsFunc(n.changes, func(o *op) bool { return o.index == 0 && (!o.done || o.unknown) }) {
+		after--
+	}
+	if !w.changing || !w.oracle.voter(m.id) || after-1 < after/2+1 || n.count["lost"] > 2 {
+		return
+	}
+	w.note("lost disk", m.id, 0, 0)
+	n.count["lost"]++
+	if m.up {
+		m.end(true)
+	}
+	m.disk, m.table = newDisk(m.disk.rng), state.NewMemory()
+	if m.ran {
+		if err := m.open(); err == nil {
+			w.fail("%v starts although its log is gone", m)
+		}
+		w.mark("start without a log refused")
+	}
+	m.lost = true
+}
+
+// lost returns a member whose disk is.
+func (n *nemesis) lost() *member {
+	for _, m := range n.w.membership() {
+		if m.lost {
+			return m
+		}
+	}
+	return nil
+}
+
+// replace removes the members whose disks are lost, when all else is well.
+func (n *nemesis) replace() {
+	w := n.w
+	lost, leader := n.lost(), n.leader()
+	if lost == nil {
+		return
+	}
+	if n.under() == 0 && leader.up {
+		n.propose(leader, opRemove, &pb.MemberRemoveRequest{ID: lost.id})
+	}
+	w.after(w.tick*time.Duration(w.electionTicks), n.replace)
 }
 
 // heal ends all faults.

@@ -4,6 +4,8 @@ import (
 	"time"
 
 	pb "go.etcd.io/raft/v3/raftpb"
+
+	"github.com/kvorum/kvorum/state"
 )
 
 // network carries messages, or loses them. It never carries one twice: that is
@@ -43,7 +45,7 @@ func (n *network) send(m *member, msg *pb.Message) {
 	}
 	w.after(n.travel(l), func() {
 		to := w.member(l.to)
-		if to == nil || !to.up || n.cut[l] {
+		if to == nil || !to.up || n.cut[l] || to.told.Removed(state.MemberID(m.id)) || m.up && m.told.Removed(state.MemberID(l.to)) {
 			n.lose(m, l.to)
 			return
 		}
@@ -55,6 +57,9 @@ func (n *network) send(m *member, msg *pb.Message) {
 // receive takes a message, now or when the pause ends.
 func (m *member) receive(msg *pb.Message) {
 	take := func() {
+		if msg.GetType() == pb.MsgSnap {
+			m.behind = max(m.behind, msg.GetSnapshot().GetMetadata().GetIndex())
+		}
 		m.r.Step(msg)
 		m.poke()
 	}

@@ -22,7 +22,8 @@ type oracle struct {
 	genesis state.Genesis
 	entries []entry // from index 2 on
 	model   *model
-	members *pb.ConfState
+	first   *membership   // before all entries
+	voters  *pb.ConfState // as consensus has the members
 	sums    map[state.Index]uint64
 	places  map[uint64]uint64 // of an operation in the log
 }
@@ -32,19 +33,49 @@ type entry struct {
 	commands      [][]byte
 	configuration []byte
 	answers       []string
+	members       *membership
 	revision      int64 // afterwards
 	compacted     int64
 }
 
+// membership is who belongs to the cluster at an index.
+type membership struct {
+	text             string // of all there is to know of them
+	voters, learners []uint64
+	removed          []uint64
+}
+
 func newOracle(w *world) *oracle {
-	o := &oracle{w: w, model: newModel(), sums: map[state.Index]uint64{}, places: map[uint64]uint64{}, members: &pb.ConfState{}}
+	o := &oracle{w: w, model: newModel(w.voters), sums: map[state.Index]uint64{}, places: map[uint64]uint64{}, voters: &pb.ConfState{}}
 	o.genesis = state.Genesis{Cluster: cluster, Index: 1, Term: 1}
-	for id := uint64(1); id <= uint64(w.voters); id++ {
-		o.members.Voters = append(o.members.Voters, id)
-		o.genesis.Members = append(o.genesis.Members, state.Member{ID: state.MemberID(id), PeerURLs: []string{"http://localhost"}})
+	for _, one := range o.model.members {
+		o.voters.Voters = append(o.voters.Voters, one.ID)
+		o.genesis.Members = append(o.genesis.Members, state.Member{ID: state.MemberID(one.ID), PeerURLs: one.PeerURLs})
 	}
-	o.genesis.Configuration = encode(o.w, o.members)
+	o.genesis.Configuration = encode(o.w, o.voters)
+	o.first = o.membership()
 	return o
+}
+
+// membership is who belongs to the cluster now.
+func (o *oracle) membership() *membership {
+	ms := &membership{text: membersText(o.model.members), removed: slices.Clone(o.model.removed)}
+	for _, one := range o.model.members {
+		if one.IsLearner {
+			ms.learners = append(ms.learners, one.ID)
+		} else {
+			ms.voters = append(ms.voters, one.ID)
+		}
+	}
+	return ms
+}
+
+// membersAt returns who belonged to the cluster at an index.
+func (o *oracle) membersAt(index uint64) *membership {
+	if index < 2 {
+		return o.first
+	}
+	return o.entries[index-2].members
 }
 
 func encode(w *world, members *pb.ConfState) []byte {
@@ -57,8 +88,9 @@ func encode(w *world, members *pb.ConfState) []byte {
 
 func (o *oracle) last() uint64 { return uint64(len(o.entries)) + 1 }
 
-func (o *oracle) voter(id uint64) bool   { return slices.Contains(o.members.GetVoters(), id) }
-func (o *oracle) learner(id uint64) bool { return slices.Contains(o.members.GetLearners(), id) }
+func (o *oracle) voter(id uint64) bool   { return slices.Contains(o.membersAt(o.last()).voters, id) }
+func (o *oracle) removed(id uint64) bool { return slices.Contains(o.model.removed, id) }
+func (o *oracle) learner(id uint64) bool { return slices.Contains(o.membersAt(o.last()).learners, id) }
 
 // number returns the operation that a command belongs to. It stands where the
 // revision of users would: there are no users here.
@@ -108,7 +140,7 @@ func (o *oracle) commit(m *member, e replica.Entry) {
 		w.fail("%v applies entry %d of term %d behind one of term %d", m, e.Index, e.Term, o.entries[len(o.entries)-1].term)
 	}
 	n := entry{term: e.Term, configuration: bytes.Clone(e.Configuration)}
-	refused := false
+	changed, refused := false, false
 	for _, command := range e.Commands {
 		op := w.history[number(command)]
 		if at, twice := o.places[op.id]; twice {
@@ -133,7 +165,10 @@ func (o *oracle) commit(m *member, e replica.Entry) {
 		}
 		op.revision = o.model.revision
 		op.changes = o.model.revision > before
-		refused = refused || !strings.HasPrefix(answer, "put") && op.kind == opChange
+		if op.kind > kinds {
+			changed = true
+			refused = refused || !strings.HasPrefix(answer, "members")
+		}
 		n.commands = append(n.commands, bytes.Clone(command))
 		n.answers = append(n.answers, answer)
 	}
@@ -141,49 +176,106 @@ func (o *oracle) commit(m *member, e replica.Entry) {
 		w.mark("several commands in an entry")
 	}
 	n.revision, n.compacted = o.model.revision, o.model.compacted
+	before := o.membersAt(o.last())
+	n.members = before
+	if changed {
+		n.members = o.membership()
+	}
 	o.entries = append(o.entries, n)
-	if e.Configuration != nil {
-		if refused {
-			w.mark("change of the membership refused")
-		} else {
-			o.configured(e.Configuration)
-		}
+	switch {
+	case e.Configuration != nil && !refused:
+		o.configured(e.Configuration)
+	case refused:
+		w.mark("change of the members refused")
+	}
+	if changed {
+		o.changed(before, n.members)
+	}
+	same := slices.Equal(o.voters.GetVoters(), n.members.voters) &&
+		slices.Equal(slices.Sorted(slices.Values(slices.Concat(o.voters.GetLearners(), o.voters.GetLearnersNext()))), n.members.learners)
+	if !same {
+		w.fail("at entry %d consensus has %v, the members are%s", e.Index, o.voters, n.members.text)
 	}
 	w.note("commit", e.Index, e.Term, uint64(o.model.revision))
 }
 
+// configured takes what consensus has come to.
 func (o *oracle) configured(b []byte) {
 	w := o.w
-	before := o.members
-	o.members = &pb.ConfState{}
-	if err := proto.Unmarshal(b, o.members); err != nil {
+	o.voters = &pb.ConfState{}
+	if err := proto.Unmarshal(b, o.voters); err != nil {
 		w.fail("membership: %v", err)
 	}
-	for _, id := range before.GetVoters() {
-		if !o.voter(id) && w.leaders[o.entries[len(o.entries)-1].term] == id {
-			w.mark("leader removed")
-		}
-		if !o.voter(id) {
-			w.mark("voter removed")
-		}
-	}
-	for _, id := range o.members.GetVoters() {
-		if slices.Contains(before.GetLearners(), id) {
-			w.mark("learner promoted")
-		}
-	}
-	if len(o.members.GetVotersOutgoing()) > 0 {
+	slices.Sort(o.voters.Voters)
+	if len(o.voters.GetVotersOutgoing()) > 0 {
 		w.mark("joint membership")
 		if len(w.network.cut) > 0 {
 			w.mark("joint membership while links are cut")
 		}
 	}
-	w.note("membership", uint64(len(o.members.GetVoters())), uint64(len(o.members.GetLearners())), uint64(len(o.members.GetVotersOutgoing())))
-	for _, id := range slices.Concat(o.members.GetVoters(), o.members.GetLearners()) {
+	w.note("membership", uint64(len(o.voters.GetVoters())), uint64(len(o.voters.GetLearners())), uint64(len(o.voters.GetVotersOutgoing())))
+}
+
+// changed looks at what a change has made of the members, and has those who
+// are new start.
+func (o *oracle) changed(before, after *membership) {
+	w := o.w
+	for _, id := range before.voters {
+		if slices.Contains(after.voters, id) {
+			continue
+		}
+		w.mark("voter removed")
+		leads := w.leaders[o.entries[len(o.entries)-1].term] == id
+		if leads {
+			w.mark("leader removed")
+		}
+		if len(before.voters) == 2 && leads {
+			w.mark("leader removed from two voters")
+		} else if len(before.voters) == 2 {
+			w.mark("follower removed from two voters")
+		}
+		if w.member(id).lost {
+			w.mark("member replaced")
+		}
+	}
+	for _, id := range after.voters {
+		if slices.Contains(before.learners, id) {
+			w.mark("learner promoted")
+		}
+	}
+	for _, id := range slices.Concat(after.voters, after.learners) {
 		if w.member(id) == nil {
 			m := w.addMember(id, false)
 			w.after(time.Duration(w.fate.IntN(2000))*time.Millisecond, m.start)
 		}
+	}
+}
+
+// belongs checks whom a member takes for the members.
+func (o *oracle) belongs(m *member) {
+	w := o.w
+	v := m.state.View()
+	if m.known.view == nil || !m.known.view.SameMembers(v) {
+		m.known.text, m.known.removed = membersText(v.MemberMessages()), nil
+		for _, id := range v.RemovedMembers() {
+			m.known.removed = append(m.known.removed, uint64(id))
+		}
+	}
+	m.known.view = v
+	want := o.membersAt(uint64(v.Index))
+	if m.known.text != want.text || !slices.Equal(m.known.removed, want.removed) {
+		w.fail("%v at index %d takes for members%s, removed %v; they are%s, removed %v", m, v.Index, m.known.text, m.known.removed, want.text, want.removed)
+	}
+}
+
+// consents checks whom raft takes for the voters.
+func (o *oracle) consents(m *member, s *replica.Status) {
+	if s.Applied < 2 || s.Applied < m.behind {
+		return // raft knows the membership of a snapshot before it is restored
+	}
+	want := o.membersAt(s.Applied)
+	if !slices.Equal(s.Voters, want.voters) || len(s.Outgoing) == 0 && !slices.Equal(s.Learners, want.learners) {
+		o.w.fail("%v at index %d: raft has voters %v, learners %v; the members are%s", m, s.Applied, s.Voters, s.Learners, want.text)
 	}
 }
 
@@ -199,6 +291,7 @@ func (o *oracle) view(m *member) {
 		}
 		o.sums[mark.Index] = mark.Checksum
 	}
+	o.belongs(m)
 	w.note("applied", m.id, uint64(v.Index), v.Checksum)
 	if v.Index == 1 {
 		return

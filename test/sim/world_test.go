@@ -11,7 +11,8 @@ import (
 // setup is what a seed makes of a run.
 type setup struct {
 	voters        int
-	changing      bool // the membership changes
+	changing      bool // the members change
+	joint         bool // by way of a joint membership
 	tick          time.Duration
 	electionTicks int
 	keepEntries   int  // behind what is applied, in the log
@@ -46,6 +47,7 @@ func newSetup(rng *rand.Rand) setup {
 	s := setup{
 		voters:        []int{1, 3, 3, 3, 5, 5}[rng.IntN(6)],
 		changing:      rng.IntN(2) == 0,
+		joint:         rng.IntN(4) == 0,
 		tick:          []time.Duration{20, 50, 100, 100}[rng.IntN(4)] * time.Millisecond,
 		electionTicks: between(5, 10),
 		keepEntries:   []int{5, 20, 100, 5000}[rng.IntN(4)],
@@ -220,6 +222,7 @@ func (w *world) settle() {
 	for _, c := range w.clients {
 		c.stopped = true
 	}
+	w.nemesis.replace()
 	limit := w.now + 40*election + 5*time.Second
 	if !w.until(limit, w.agreed) {
 		for _, m := range w.members {
@@ -270,13 +273,16 @@ func (w *world) agreed() bool {
 	}
 	members := w.membership()
 	last := w.oracle.entries[len(w.oracle.entries)-1]
-	if len(w.oracle.members.GetVotersOutgoing()) > 0 || w.nemesis.change != nil && !w.nemesis.change.done {
-		return false // the membership is about to change
+	if len(w.oracle.voters.GetVotersOutgoing()) > 0 || w.nemesis.under() > 0 {
+		return false // the members are about to change
+	}
+	if slices.ContainsFunc(w.present(), func(m *member) bool { return w.oracle.removed(m.id) }) {
+		return false // who was removed has not noticed
 	}
 	var leader uint64
 	for i, m := range members {
 		if !m.up || m.paused {
-			return false
+			return false // if its disk is lost, somebody has to replace it
 		}
 		s := m.r.Status()
 		if i == 0 {
