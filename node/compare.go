@@ -25,15 +25,7 @@ const sumBytes = 4 * 8
 
 // comparisons are the duties that look for members with other data.
 func (m *member) comparisons() []leader.Duty {
-	compare := leader.Comparison{
-		View: m.View,
-		Ask:  m.askSums,
-		Propose: func(ctx context.Context, c state.Command) error {
-			_, err := m.propose(ctx, c)
-			return err
-		},
-		Log: m.o.Log,
-	}
+	compare := leader.Comparison{View: m.View, Ask: m.askSums, Propose: m.propose, Log: m.o.Log}
 	duties := []leader.Duty{compare.Duty}
 	compare.Timeout = hashTimeout
 	if m.o.CorruptCheck > 0 {

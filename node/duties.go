@@ -10,20 +10,27 @@ import (
 
 // duties are what this member does while it leads, all of it.
 func (m *member) duties() []leader.Duty {
-	return append(m.comparisons(), m.abdicate)
+	duties := append(m.comparisons(), m.abdicate)
+	if m.o.CompactPeriod > 0 || m.o.CompactRevisions > 0 {
+		duties = append(duties, leader.Compaction{
+			Period: m.o.CompactPeriod, Revisions: m.o.CompactRevisions,
+			View: m.View, Propose: m.propose, Log: m.o.Log,
+		}.Duty)
+	}
+	return duties
 }
 
 // propose has a decision of this member made true.
-func (m *member) propose(ctx context.Context, c state.Command) (state.Outcome, error) {
+func (m *member) propose(ctx context.Context, c state.Command) error {
 	command, err := c.Append(nil)
 	if err != nil {
-		return state.Outcome{}, err
+		return err
 	}
 	out, err := m.replica.Propose(ctx, command)
 	if err == nil && out.Refusal != nil {
 		err = out.Refusal
 	}
-	return out, err
+	return err
 }
 
 // abdicate hands leadership over once this member is known to be corrupt: what

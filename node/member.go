@@ -70,6 +70,8 @@ type memberOptions struct {
 
 	CorruptCheck     time.Duration // between comparisons of all keys; 0: never
 	CompactHashCheck time.Duration // between those of keys that a compaction left; 0: never
+	CompactPeriod    time.Duration // of history kept; 0: any
+	CompactRevisions int64         // kept, where the period is 0; 0: any number
 
 	Metrics *api.Metrics
 	Log     *slog.Logger

@@ -131,6 +131,8 @@ func openServer(ctx context.Context, s *config.Server, dir *dataDir, d *doors, m
 
 		CorruptCheck:     s.CorruptCheckTime,
 		CompactHashCheck: compactHashCheck,
+		CompactPeriod:    s.AutoCompaction.Period,
+		CompactRevisions: s.AutoCompaction.Revisions,
 	})
 	if err != nil {
 		return nil, err
