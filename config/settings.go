@@ -280,7 +280,7 @@ func settings(s *Server) []group {
 		}},
 		{"Unsafe", []setting{
 			{name: "force-new-cluster", def: "false", value: truth(&s.ForceNewCluster),
-				help: "Drop all other members and start alone with the data at hand. The way back after a quorum was lost for good."},
+				help: "Drop all other members and start alone with the data at hand. The way back after a quorum was lost for good. It acts once: a start without it arms it again."},
 			{name: "unsafe-no-fsync", def: "false", value: truth(&s.UnsafeNoFsync),
 				help: "Do not wait for the disk. A power cut then loses what was acknowledged."},
 		}},

@@ -49,6 +49,11 @@ type identity struct {
 	// Removed is set once another member has said that this one is none any
 	// more.
 	Removed bool `json:"removed,omitempty"`
+
+	// Forced says that the member has dropped the others and was not started
+	// since without being told to. A command line that still says so must not
+	// drop those who have joined meanwhile.
+	Forced bool `json:"forced,omitempty"`
 }
 
 // openDataDir creates path where it is missing, and locks it.

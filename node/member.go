@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3/raftpb"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
@@ -53,6 +54,7 @@ type memberOptions struct {
 	Fresh    bool          // never ran before: begins with Genesis
 	Genesis  state.Genesis // of a founding member; of none who joins, who waits for a snapshot
 	Peers    *peerOptions  // nil: there is nobody else
+	Alone    bool          // drop all other members
 	Claims   claims        // who it is started as; the data must not be another's
 
 	Tick           time.Duration
@@ -188,6 +190,7 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 			KeepBytes:   keepBytes,
 		},
 		Transport: postman{m},
+		Alone:     forced(o.Alone),
 		Leading:   func(term uint64) { m.office.Hold(state.Term(term)) },
 		Connected: m.connected,
 		Core:      replica.CoreOptions{ElectionTicks: o.ElectionTicks, NoPreVote: o.NoPreVote},
@@ -215,6 +218,25 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 		return nil, errors.Join(err, m.replica.Run(ended))
 	}
 	return m, nil
+}
+
+// forced returns the commands that go with the membership of a member which
+// drops all others.
+func forced(alone bool) func(replica.MemberChange) []byte {
+	if !alone {
+		return nil
+	}
+	return func(c replica.MemberChange) []byte {
+		command := state.Command{Kind: state.MemberPromote, Request: &pb.MemberPromoteRequest{ID: c.Member}}
+		if c.Remove {
+			command = state.Command{Kind: state.MemberRemove, Request: &pb.MemberRemoveRequest{ID: c.Member}}
+		}
+		encoded, err := command.Append(nil)
+		if err != nil {
+			panic(fmt.Sprintf("node: encode a change of the members: %v", err)) // it holds a number
+		}
+		return encoded
+	}
 }
 
 // damaged says what to do about a table that cannot be read.

@@ -92,6 +92,11 @@ func openServer(ctx context.Context, s *config.Server, dir *dataDir, d *doors, m
 		log.Info("this member has data and belongs to a cluster; --join counts no more", "data-dir", dir.path)
 	}
 
+	alone := s.ForceNewCluster && dir.identity.Started && !dir.identity.Forced
+	if s.ForceNewCluster && !alone {
+		log.Warn("--force-new-cluster does nothing here: it has been done, or there was no data. Leave it away from now on; after a start without it, it counts again", "data-dir", dir.path)
+	}
+
 	logDir := s.WALDir
 	if logDir == "" {
 		logDir = filepath.Join(dir.path, "wal")
@@ -107,7 +112,7 @@ func openServer(ctx context.Context, s *config.Server, dir *dataDir, d *doors, m
 	m, err := openMember(memberOptions{
 		FS: vfs.Default, LogDir: logDir, TableDir: filepath.Join(dir.path, "table"),
 		Cluster: dir.identity.Cluster, ID: dir.identity.Member,
-		Fresh: !dir.identity.Started, Genesis: first,
+		Fresh: !dir.identity.Started, Genesis: first, Alone: alone,
 		Claims: claims{dir: dir.path, name: s.Name, peerURLs: s.InitialAdvertisePeerURLs.Strings()},
 		Peers: &peerOptions{
 			Listener:    d.peers.Members(),
@@ -137,11 +142,11 @@ func openServer(ctx context.Context, s *config.Server, dir *dataDir, d *doors, m
 	if err != nil {
 		return nil, err
 	}
-	if !dir.identity.Started {
-		started := dir.identity
-		started.Started = true
-		if err := dir.claim(started); err != nil {
-			return nil, err
+	// What was done is noted once it is done: done twice, it does no harm.
+	if now := dir.identity; !now.Started || now.Forced != s.ForceNewCluster {
+		now.Started, now.Forced = true, s.ForceNewCluster
+		if err := dir.claim(now); err != nil {
+			return nil, errors.Join(err, m.close())
 		}
 	}
 	return m, nil

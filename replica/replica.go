@@ -6,6 +6,7 @@
 //	core.go     decides: a step function around raft, without goroutine or clock
 //	apply.go    feeds the machine
 //	run.go      the three loops that carry the work out
+//	alone.go    drops the others, where they are lost
 //	replica.go  the door
 //
 // What it promises:
@@ -75,6 +76,11 @@ type Options[R any] struct {
 	// Leading hears in which term this member leads, 0 for none, whenever that
 	// changes. It must not wait. Default: nobody hears of it.
 	Leading func(term uint64)
+
+	// Alone has this member start as the only one, whatever the others would
+	// say to that, with all that its log holds. It returns the command that
+	// goes with a change of the membership. Default: the others count.
+	Alone func(MemberChange) []byte
 
 	// Connected says whether a member can be reached. It only chooses the
 	// words of a timeout. Default: all can.
@@ -214,6 +220,15 @@ func Open[R any](machine Machine[R], o Options[R]) (*Replica[R], error) {
 	log, err := raftlog.Open(o.Log)
 	if err != nil {
 		return nil, err
+	}
+	if o.Alone != nil {
+		dropped, err := seize(log, o.ID, o.Alone)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("replica: drop the other members: %w", err), log.Close())
+		}
+		if o.Logger != nil && len(dropped) > 0 {
+			o.Logger.Warn("the other members are dropped", "dropped", fmt.Sprintf("%x", dropped))
+		}
 	}
 	r, err := open(machine, o, log, applied)
 	if err != nil {

@@ -247,6 +247,30 @@ func (l *Log) Append(messages []*pb.Message) error {
 	return nil
 }
 
+// Seize ends the log with entries that nobody else has a say in, and takes all
+// of it for committed. The term is durable before them: were it not, this
+// member could vote for another leader of it. It must be called before raft
+// starts.
+func (l *Log) Seize(term, self uint64, entries []*pb.Entry) error {
+	commit := entries[len(entries)-1].GetIndex()
+	message := func(commit uint64, entries []*pb.Entry) []*pb.Message {
+		return []*pb.Message{{
+			Type: pb.MsgStorageAppend.Enum(),
+			Term: proto.Uint64(term), Vote: proto.Uint64(self), Commit: proto.Uint64(commit),
+			Entries:   entries,
+			Responses: []*pb.Message{{}}, // somebody waits for it
+		}}
+	}
+	if err := l.Append(message(l.hard.commit, nil)); err != nil {
+		return err
+	}
+	if err := l.Append(message(commit, entries)); err != nil {
+		return err
+	}
+	l.restored = l.hard
+	return nil
+}
+
 // remember makes the entries of the messages readable.
 func (l *Log) remember(messages []*pb.Message) {
 	l.mu.Lock()
