@@ -186,6 +186,14 @@ func (b *batch) command(c Command) (Outcome, error) {
 		return decoded(c.Encoded, new(pb.MemberUpdateRequest), b.updateMember)
 	case MemberPromote:
 		return decoded(c.Encoded, new(pb.MemberPromoteRequest), b.promoteMember)
+	case LeaseGrant:
+		return decoded(c.Encoded, new(pb.LeaseGrantRequest), b.grantLease)
+	case LeaseRevoke:
+		return decoded(c.Encoded, new(pb.LeaseRevokeRequest), b.revokeLease)
+	case LeaseExpire:
+		return decoded(c.Encoded, new(pb.LeaseLeasesResponse), b.expireLeases)
+	case LeaseCheckpoint:
+		return decoded(c.Encoded, new(pb.LeaseCheckpointRequest), b.checkpointLeases)
 	}
 	return Outcome{}, fmt.Errorf("kind %d: %w", c.Kind, errKind)
 }
@@ -248,7 +256,7 @@ func (b *batch) put(p put) (Outcome, error) {
 
 // checkPut makes the checks of a put that depend on the state.
 func (b *batch) checkPut(p put, at mvcc.View) error {
-	if p.lease != 0 {
+	if p.lease != 0 && !b.next.leases.Has(LeaseID(p.lease)) {
 		return fault.LeaseNotFound
 	}
 	if (p.ignoreValue || p.ignoreLease) && !at.Get(p.key).Exists() {
@@ -276,7 +284,9 @@ func (b *batch) doPut(p put) (prev *mvccpb.KeyValue, err error) {
 			}
 		}
 	}
-	b.keys.Put(p.key, p.value, p.lease)
+	if key, was := b.keys.Put(p.key, p.value, p.lease); was != p.lease {
+		b.next.leases = b.next.leases.Move(key, LeaseID(was), LeaseID(p.lease))
+	}
 	return prev, nil
 }
 
@@ -316,16 +326,16 @@ func (b *batch) deleteRange(q *pb.DeleteRangeRequest) (Outcome, error) {
 
 func (b *batch) doDelete(q *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
 	response := new(pb.DeleteRangeResponse)
-	var tell func([]byte, mvcc.Pair) error
-	if q.PrevKv && b.wanted {
-		tell = func(_ []byte, p mvcc.Pair) error {
-			kv, err := messageOf(p)
-			response.PrevKvs = append(response.PrevKvs, kv)
-			return err
-		}
-	}
 	var err error
-	response.Deleted, err = b.keys.DeleteRange(Span{Key: q.Key, End: q.RangeEnd}, tell)
+	response.Deleted, err = b.keys.DeleteRange(Span{Key: q.Key, End: q.RangeEnd}, func(key string, p mvcc.Pair) error {
+		b.next.leases = b.next.leases.Move(key, LeaseID(p.Lease), 0)
+		if !q.PrevKv || !b.wanted {
+			return nil
+		}
+		kv, err := messageOf(p)
+		response.PrevKvs = append(response.PrevKvs, kv)
+		return err
+	})
 	return response, err
 }
 

@@ -27,6 +27,11 @@ const (
 	MemberRemove  Kind = 8  // etcdserverpb.MemberRemoveRequest
 	MemberUpdate  Kind = 9  // etcdserverpb.MemberUpdateRequest
 	MemberPromote Kind = 10 // etcdserverpb.MemberPromoteRequest
+
+	LeaseGrant      Kind = 11 // etcdserverpb.LeaseGrantRequest; its id is chosen by then
+	LeaseRevoke     Kind = 12 // etcdserverpb.LeaseRevokeRequest
+	LeaseExpire     Kind = 13 // etcdserverpb.LeaseLeasesResponse: those whose time is up
+	LeaseCheckpoint Kind = 14 // etcdserverpb.LeaseCheckpointRequest: what is left of their time; 0 is all of it
 )
 
 // inTerm stands before a command that is good for one term only.

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/kvorum/kvorum/state/internal/alarm"
+	"github.com/kvorum/kvorum/state/internal/lease"
 	"github.com/kvorum/kvorum/state/internal/member"
 	"github.com/kvorum/kvorum/state/internal/mvcc"
 	"github.com/kvorum/kvorum/state/internal/table"
@@ -189,11 +190,16 @@ func (m *Machine) load(t table.Table) (*View, error) {
 	if v.alarms, err = alarm.Load(t); err != nil {
 		return nil, err
 	}
+	var holds []lease.Hold
 	v.core.keys, err = mvcc.Open(t, at.revision, at.compacted, mvcc.Options{
 		ResidentBytes: m.options.ValueCacheBytes,
 		HistoryBytes:  m.options.HistoryCacheBytes,
+		Leased:        func(key string, id int64) { holds = append(holds, lease.Hold{Lease: LeaseID(id), Key: key}) },
 	})
 	if err != nil {
+		return nil, err
+	}
+	if v.leases, err = lease.Load(t, holds); err != nil {
 		return nil, err
 	}
 	v.keys = v.core.keys.View()
@@ -281,7 +287,8 @@ func (m *Machine) Swept() Revision { return m.View().core.keys.Swept() }
 // swept, not of how files happen to lie on disk.
 func (m *Machine) Size() (total, used int64) {
 	const empty = 16 << 10
-	kept := empty + m.View().core.keys.Size()
+	v := m.View()
+	kept := empty + v.core.keys.Size() + v.leases.Size()
 	return kept, kept
 }
 

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/state/internal/lease"
 	"github.com/kvorum/kvorum/state/internal/member"
 	"github.com/kvorum/kvorum/state/internal/mvcc"
 	"github.com/kvorum/kvorum/state/internal/table"
@@ -39,6 +40,10 @@ type (
 	Member = member.Member
 	// MemberID names a member for ever.
 	MemberID = member.ID
+	// Lease is what everybody agrees on about a lease.
+	Lease = lease.Lease
+	// LeaseID names a lease; 0 is none.
+	LeaseID = lease.ID
 	// FS is the file system a machine lives on.
 	FS = table.FS
 	// Memory is a machine's table where it has no disk; for tests and simulation.
@@ -48,7 +53,6 @@ type (
 
 	Index     uint64 // position in the replicated log
 	Term      uint64 // raft's term
-	LeaseID   int64
 	ClusterID uint64
 )
 
@@ -80,6 +84,13 @@ type Outcome struct {
 	Refusal  *fault.Fault  // nil if accepted
 	Revision Revision      // of the store, after the command
 	Events   []Event       // in the order of their revisions
+	Leases   []LeaseChange // in the order in which they came
+}
+
+// LeaseChange says what is from now on known of a lease, or that it is gone.
+type LeaseChange struct {
+	Lease
+	Gone bool
 }
 
 func must(ok bool, promise string) {

@@ -10,11 +10,13 @@ import (
 
 	"github.com/kvorum/kvorum/fault"
 	"github.com/kvorum/kvorum/state/internal/alarm"
+	"github.com/kvorum/kvorum/state/internal/lease"
 	"github.com/kvorum/kvorum/state/internal/member"
 	"github.com/kvorum/kvorum/state/internal/mvcc"
 )
 
-// View is the state as of one entry: keys, members and alarms of one moment.
+// View is the state as of one entry: keys, leases, members and alarms of one
+// moment.
 // It never changes and costs nothing to keep for a while; kept for long it
 // holds on to memory.
 type View struct {
@@ -35,6 +37,7 @@ type View struct {
 	keys    mvcc.View
 	members *member.Set
 	alarms  *alarm.Set
+	leases  *lease.Set
 }
 
 // newest calls read with the view, and again with newer ones while a sweep has
@@ -145,6 +148,15 @@ func (v *View) MemberMessages() []*pb.Member {
 	}
 	return out
 }
+
+// Lease returns the lease with an id.
+func (v *View) Lease(id LeaseID) (Lease, bool) { return v.leases.Find(id) }
+
+// Leases yields all leases in the order of their ids.
+func (v *View) Leases() iter.Seq[Lease] { return v.leases.All() }
+
+// LeaseKeys yields the keys that hang on a lease, in order.
+func (v *View) LeaseKeys(id LeaseID) iter.Seq[string] { return v.leases.Keys(id) }
 
 // Alarms returns the alarms of a type, or all if it is NONE.
 func (v *View) Alarms(t pb.AlarmType) []*pb.AlarmMember { return alarm.Messages(v.alarms.All(t)) }

@@ -100,9 +100,13 @@ func (l *loader) finish() {
 	sortRecords(l.records)
 	w.tree.build(l.records)
 	for _, r := range l.records {
-		if head := r.head.Load(); head.deleted() || head.prev.Load() != nil {
+		head := r.head.Load()
+		if head.deleted() || head.prev.Load() != nil {
 			r.marks.Or(markDirty)
 			w.dirty = append(w.dirty, r)
+		}
+		if head.lease != 0 && l.store.options.Leased != nil {
+			l.store.options.Leased(r.key, head.lease)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"unsafe"
 
 	"github.com/kvorum/kvorum/state/internal/table"
 )
@@ -12,6 +13,10 @@ import (
 type Options struct {
 	ResidentBytes int64 // of pairs kept in memory; default 256 MiB
 	HistoryBytes  int64 // of tree nodes kept for pages of older revisions; default 64 MiB
+
+	// Leased hears while the store opens of the keys that hang on a lease, in
+	// their order.
+	Leased func(key string, lease int64)
 }
 
 // Store is the keys of one member.
@@ -266,8 +271,9 @@ func (s *Store) pair(v *version, at Revision) Pair {
 // Get returns what a key holds now.
 func (w *Writer) Get(key []byte) Pair { return w.View().Get(key) }
 
-// Put stores a value at a key, at the revision that Seal will end.
-func (w *Writer) Put(key, value []byte, lease int64) {
+// Put stores a value at a key, at the revision that Seal will end. It returns
+// the key as the store keeps it, and the lease that it hung on before.
+func (w *Writer) Put(key, value []byte, lease int64) (stored string, was int64) {
 	s := w.store
 	main := s.writer.revision + 1
 	v := &version{main: main, create: main, version: 1, lease: lease, sub: int32(len(w.pending))}
@@ -281,6 +287,7 @@ func (w *Writer) Put(key, value []byte, lease int64) {
 	}
 	if before != nil {
 		v.create, v.version = before.create, before.version+1
+		was = before.lease
 	}
 	v.lead = uint32(leadBytes(len(key), int64(v.create), int64(main), v.version, lease))
 	v.size = v.lead + uint32(valueBytes(len(value)))
@@ -303,35 +310,44 @@ func (w *Writer) Put(key, value []byte, lease int64) {
 		w.push(r, v)
 	}
 	w.add(pending{r, v, before, pair})
+	return r.key, was
 }
 
 // DeleteRange deletes the keys in a span and returns how many there were. It
 // tells of each before it goes.
-func (w *Writer) DeleteRange(span Span, each func(key []byte, p Pair) error) (int64, error) {
-	s := w.store
+func (w *Writer) DeleteRange(span Span, each func(key string, p Pair) error) (int64, error) {
 	var gone []*record
 	w.View().each(span, func(r *record, _ *version) bool {
 		gone = append(gone, r)
 		return true
 	})
-	main := s.writer.revision + 1
 	for _, r := range gone {
-		before := r.head.Load()
-		if each != nil {
-			if err := each([]byte(r.key), s.pair(before, main)); err != nil {
-				return 0, err
-			}
+		if err := each(r.key, w.store.pair(r.head.Load(), w.store.writer.revision+1)); err != nil {
+			return 0, err
 		}
-		v := &version{main: main, sub: int32(len(w.pending))}
-		v.lead = uint32(leadBytes(len(r.key), 0, int64(main), 0, 0))
-		v.size = v.lead
-		pair := appendLead(make([]byte, 0, v.size), r.key, 0, int64(main), 0, 0)
-		w.push(r, v)
-		s.writer.tree.set(r.key, false)
-		w.treeChanged(main)
-		w.add(pending{r, v, before, pair})
+		w.delete(r)
 	}
 	return int64(len(gone)), nil
+}
+
+// Delete deletes a key that exists.
+func (w *Writer) Delete(key string) {
+	r := w.store.index.find(unsafe.Slice(unsafe.StringData(key), len(key)))
+	must(r != nil && !r.head.Load().deleted(), "what is deleted by name exists")
+	w.delete(r)
+}
+
+func (w *Writer) delete(r *record) {
+	main := w.store.writer.revision + 1
+	v := &version{main: main, sub: int32(len(w.pending))}
+	v.lead = uint32(leadBytes(len(r.key), 0, int64(main), 0, 0))
+	v.size = v.lead
+	pair := appendLead(make([]byte, 0, v.size), r.key, 0, int64(main), 0, 0)
+	before := r.head.Load()
+	w.push(r, v)
+	w.store.writer.tree.set(r.key, false)
+	w.treeChanged(main)
+	w.add(pending{r, v, before, pair})
 }
 
 func (w *Writer) push(r *record, v *version) {
