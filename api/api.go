@@ -72,6 +72,7 @@ type Options struct {
 	TxnOpsMax       int           // default 128
 	RequestTimeout  time.Duration // a proposal may wait so long; default 7 s
 	LearnersMax     int           // members without a vote; default 1
+	LeaseSecondsMin int64         // shorter leases are granted for so long; default 2
 	LaxReconfig     bool          // let changes of the members endanger the quorum
 	QuotaBytes      int64         // of the table on disk; default 2 GiB, below 0 none
 	SlowRequest     time.Duration // a longer unary call is logged; default 300 ms, below 0 none
@@ -90,6 +91,7 @@ const (
 	defaultRequestBytesMax = 1.5 * 1024 * 1024
 	defaultTxnOpsMax       = 128
 	defaultLearnersMax     = 1
+	defaultLeaseSecondsMin = 2
 	defaultRequestTimeout  = 7 * time.Second
 	defaultQuotaBytes      = 2 << 30
 	defaultSlowRequest     = 300 * time.Millisecond
@@ -105,6 +107,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.TxnOpsMax == 0 {
 		o.TxnOpsMax = defaultTxnOpsMax
+	}
+	if o.LeaseSecondsMin == 0 {
+		o.LeaseSecondsMin = defaultLeaseSecondsMin
 	}
 	if o.RequestTimeout == 0 {
 		o.RequestTimeout = defaultRequestTimeout
@@ -172,6 +177,7 @@ func (a *API) services() v3.Options {
 		AnswerBytesMax:  a.MessageBytesMax(),
 		QuotaBytes:      a.options.QuotaBytes,
 		LearnersMax:     a.options.LearnersMax,
+		LeaseSecondsMin: a.options.LeaseSecondsMin,
 		StrictReconfig:  !a.options.LaxReconfig,
 		Version:         ServerVersion,
 		StorageVersion:  StorageVersion,

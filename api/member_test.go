@@ -172,6 +172,31 @@ func (s *sequencer) Barrier(ctx context.Context) error {
 	return s.mu.barrier
 }
 
+// Renew knows no clock: what was granted is left.
+func (s *sequencer) Renew(ctx context.Context, ids []state.LeaseID) ([]int64, error) {
+	left, err := s.Remaining(ctx, ids)
+	for i := range left {
+		left[i] = max(0, left[i])
+	}
+	return left, err
+}
+
+func (s *sequencer) Remaining(ctx context.Context, ids []state.LeaseID) ([]int64, error) {
+	if err := s.wait(ctx); err != nil {
+		return nil, err
+	}
+	left := make([]int64, len(ids))
+	for i, id := range ids {
+		left[i] = -1
+		if l, ok := s.View().Lease(id); ok {
+			left[i] = l.Granted
+		}
+	}
+	return left, nil
+}
+
+func (s *sequencer) SortByEnd([]state.LeaseID) {}
+
 func (s *sequencer) Hub() *watch.Hub { return s.hub }
 
 func (s *sequencer) View() *state.View { return s.machine.View() }

@@ -227,7 +227,6 @@ func TestBadInput(t *testing.T) {
 	}{
 		{"/etcdserverpb.KV/Nope", nil, codes.Unimplemented},
 		{"/nope.Nope/Nope", nil, codes.Unimplemented},
-		{"/etcdserverpb.Lease/LeaseGrant", nil, codes.Unimplemented},
 		{"/etcdserverpb.KV/Put", []byte{0x0a, 0xff}, codes.Internal},
 		{"/etcdserverpb.KV/Put", []byte{0xff}, codes.Internal},
 		{"/etcdserverpb.KV/Put", nil, codes.InvalidArgument},

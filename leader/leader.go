@@ -5,6 +5,7 @@
 //
 //	Office  knows whether this member leads
 //	Duty    is done while it does
+//	Leases  the clocks of leases, and the duty to end them
 package leader
 
 import (

@@ -30,7 +30,7 @@ type Cluster interface {
 type LeaseOptions struct {
 	Grace      time.Duration // that leases get on top when leadership has changed; default 1 s
 	Checkpoint time.Duration // what is left of a longer lease is written down so often; default 5 min
-	Rest       time.Duration // between two looks at the clocks; default 100 ms
+	Rest       time.Duration // between two proposals that are not full; default 100 ms
 	Batch      int           // leases that end in one command; default 1000
 
 	Renewed, Expired *metric.Counter // default none
@@ -134,34 +134,30 @@ func (l *Leases) Serve(ctx context.Context, term state.Term) error {
 		return err
 	}
 	defer l.stop()
-	rest := time.NewTimer(0)
-	defer rest.Stop()
-	for {
-		// Those that end within a rest end together.
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-rest.C:
-		}
+	for ctx.Err() == nil {
 		d, wait := l.take()
-		if d.empty() {
-			timer := time.NewTimer(wait)
-			select {
-			case <-ctx.Done():
-			case <-l.poke:
-			case <-timer.C:
-			}
-			timer.Stop()
-			d, _ = l.take()
+		if d.len() == 0 {
+			l.wait(ctx, wait, l.poke)
+			continue
 		}
 		if err := l.propose(ctx, term, d); err != nil {
 			return err
 		}
-		if len(d.ended) < l.o.Batch {
-			rest.Reset(l.o.Rest)
-		} else {
-			rest.Reset(0)
+		if d.len() < l.o.Batch {
+			l.wait(ctx, l.o.Rest, nil) // those that end meanwhile end together
 		}
+	}
+	return ctx.Err()
+}
+
+// wait waits for a while, or less if it is poked or the term is over.
+func (l *Leases) wait(ctx context.Context, d time.Duration, poke <-chan struct{}) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-poke:
+	case <-timer.C:
 	}
 }
 
@@ -196,12 +192,7 @@ func (l *Leases) insist(ctx context.Context, do func() error) error {
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		timer := time.NewTimer(l.o.Rest)
-		select {
-		case <-ctx.Done():
-		case <-timer.C:
-		}
-		timer.Stop()
+		l.wait(ctx, l.o.Rest, nil)
 	}
 }
 
@@ -377,8 +368,8 @@ func (l *Leases) confirm(term state.Term, ids []state.LeaseID, answers []int64) 
 	return nil
 }
 
-// ByEnd puts leases in the order in which they end, if this member leads.
-func (l *Leases) ByEnd(ids []state.LeaseID) {
+// SortByEnd puts leases in the order in which they end, if this member leads.
+func (l *Leases) SortByEnd(ids []state.LeaseID) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.mu.term == 0 {

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/kvorum/kvorum/api"
+	"github.com/kvorum/kvorum/leader"
 	"github.com/kvorum/kvorum/replica"
 	"github.com/kvorum/kvorum/state"
 	"github.com/kvorum/kvorum/watch"
@@ -15,6 +16,7 @@ import (
 type applied struct {
 	// Immutable.
 	machine  *state.Machine
+	leases   *leader.Leases
 	received received
 	hub      *watch.Hub
 	changed  chan struct{} // holds one: the members are others
@@ -55,6 +57,7 @@ func (a *applied) Apply(entries []replica.Entry) ([]state.Outcome, error) {
 
 	// Everything that follows from an apply:
 	a.hub.Publish(outcomes, a.machine.View().Revision)
+	a.leases.Observe(outcomes)
 	a.members(before)
 	a.count(outcomes, time.Since(began))
 	if compacted := a.machine.View().Compacted; compacted != a.last {
@@ -80,6 +83,9 @@ func (a *applied) count(outcomes []state.Outcome, took time.Duration) {
 		if outcomes[i].Refusal != nil {
 			failed++
 		}
+		for _, l := range outcomes[i].Leases {
+			a.countLease(l)
+		}
 		for _, e := range outcomes[i].Events {
 			if e.Deleted {
 				deletes++
@@ -98,6 +104,16 @@ func (a *applied) count(outcomes []state.Outcome, took time.Duration) {
 			success = "false"
 		}
 		a.metrics.Apply.With("v3", "apply", success).Observe(took.Seconds() / float64(len(outcomes)))
+	}
+}
+
+func (a *applied) countLease(l state.LeaseChange) {
+	switch {
+	case l.Gone:
+		a.metrics.LeasesRevoked.Inc()
+	case l.New:
+		a.metrics.LeasesGranted.Inc()
+		a.metrics.LeaseTTL.Observe(float64(l.Granted))
 	}
 }
 

@@ -30,17 +30,19 @@ import (
 // socket. It runs on any file system, so that tests can cut its power.
 type member struct {
 	// Immutable after openMember.
-	o        memberOptions
-	machine  *state.Machine
-	replica  *replica.Replica[state.Outcome]
-	applied  *applied
-	office   leader.Office
-	hub      *watch.Hub
-	peers    *peer.Peers   // nil: there is nobody else
-	evicted  chan struct{} // closed when another member says that this one was removed
-	received received
-	swept    *news
-	broken   failure
+	o                    memberOptions
+	machine              *state.Machine
+	replica              *replica.Replica[state.Outcome]
+	applied              *applied
+	office               leader.Office
+	hub                  *watch.Hub
+	leases               *leader.Leases
+	renewals, remainders *gathering
+	peers                *peer.Peers   // nil: there is nobody else
+	evicted              chan struct{} // closed when another member says that this one was removed
+	received             received
+	swept                *news
+	broken               failure
 
 	removed bool // after run: it ended since it is no member any more
 }
@@ -164,8 +166,9 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 			Streams:  o.Metrics.WatchStreams,
 		},
 	})
+	m.openLeases()
 	m.applied = &applied{
-		machine: machine, hub: m.hub, received: m.received,
+		machine: machine, hub: m.hub, leases: m.leases, received: m.received,
 		changed: make(chan struct{}, 1),
 		metrics: o.Metrics, slow: o.SlowApply, slowSeen: m.slowApply,
 		compacted: make(chan struct{}, 1), flush: make(chan struct{}, 1),
@@ -269,6 +272,8 @@ func (m *member) work(ctx context.Context) error {
 	g.Go(func() error { return m.flush(ctx) })
 	g.Go(func() error { return m.leave(ctx) })
 	g.Go(func() error { return m.office.Run(ctx, m.duties()...) })
+	g.Go(func() error { m.renewals.run(ctx); return nil })
+	g.Go(func() error { m.remainders.run(ctx); return nil })
 	if m.peers != nil {
 		g.Go(func() error { return m.introduce(ctx) })
 		g.Go(func() error { return m.peers.Run(ctx, m.o.Peers.Listener) })
@@ -297,6 +302,11 @@ func (m *member) leave(ctx context.Context) error {
 	}
 }
 
+// election is the time after which a leader that is not heard of is replaced.
+func (m *member) election() time.Duration {
+	return m.o.Tick * time.Duration(cmp.Or(m.o.ElectionTicks, 10))
+}
+
 // farewell is how many election timeouts a removed leader has to see another
 // one lead.
 const farewell = 5
@@ -306,7 +316,7 @@ const farewell = 5
 // others before it has handed over. And not before a power loss cannot undo
 // what is known of them here: who was removed goes then, for good.
 func (m *member) introduce(ctx context.Context) error {
-	election := m.o.Tick * time.Duration(cmp.Or(m.o.ElectionTicks, 10))
+	election := m.election()
 	tick := time.NewTicker(m.o.Tick)
 	defer tick.Stop()
 	for {

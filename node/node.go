@@ -164,6 +164,7 @@ func apiOptions(s *config.Server, metrics *api.Metrics, log *slog.Logger) api.Op
 		RequestTimeout:  5*time.Second + 2*s.ElectionTimeout,
 		QuotaBytes:      s.QuotaBackendBytes,
 		LearnersMax:     s.MaxLearners,
+		LeaseSecondsMin: leaseSecondsMin(s.ElectionTimeout),
 		LaxReconfig:     !s.StrictReconfigCheck,
 		SlowRequest:     s.Log.SlowRequest,
 		NoGateway:       !s.EnableGateway,
@@ -173,6 +174,12 @@ func apiOptions(s *config.Server, metrics *api.Metrics, log *slog.Logger) api.Op
 		Metrics:         metrics,
 		Logger:          log,
 	}
+}
+
+// leaseSecondsMin is longer than it takes to find out that a leader is gone,
+// and to elect another.
+func leaseSecondsMin(election time.Duration) int64 {
+	return int64((election*3/2 + time.Second - 1) / time.Second)
 }
 
 // doors are the sockets that a server listens on.

@@ -62,6 +62,8 @@ func (m *member) openPeers() (err error) {
 	}
 	m.peers.Handle(askCaughtUp, m.answerCaughtUp)
 	m.peers.Handle(askSums, m.answerSums)
+	m.peers.Handle(askRenew, m.renewals.answer)
+	m.peers.Handle(askRemaining, m.remainders.answer)
 	m.peers.Observe(membershipOf(m.machine.View()))
 	return nil
 }

@@ -35,7 +35,7 @@ func (b *batch) grantLease(q *pb.LeaseGrantRequest) (Outcome, error) {
 
 	return Outcome{
 		Response: &pb.LeaseGrantResponse{Header: header(b.keys.Revision()), ID: q.ID, TTL: l.Granted},
-		Leases:   []LeaseChange{{Lease: l}},
+		Leases:   []LeaseChange{{Lease: l, New: true}},
 	}, nil
 }
 
@@ -47,7 +47,7 @@ func (b *batch) revokeLease(q *pb.LeaseRevokeRequest) (Outcome, error) {
 
 	b.endLease(l.ID)
 
-	o := Outcome{Events: b.seal(), Leases: []LeaseChange{{l, true}}}
+	o := Outcome{Events: b.seal(), Leases: []LeaseChange{{Lease: l, Gone: true}}}
 	o.Response = &pb.LeaseRevokeResponse{Header: header(b.keys.Revision())}
 	return o, nil
 }
@@ -72,7 +72,7 @@ func (b *batch) expireLeases(q *pb.LeaseLeasesResponse) (Outcome, error) {
 		}
 		b.endLease(l.ID)
 		b.seal()
-		o.Leases = append(o.Leases, LeaseChange{l, true})
+		o.Leases = append(o.Leases, LeaseChange{Lease: l, Gone: true})
 	}
 	o.Events = b.events[from:len(b.events):len(b.events)]
 	return o, nil

@@ -20,6 +20,7 @@ type model struct {
 	at        []map[string]*mvccpb.KeyValue // by revision
 	events    []change                      // of all revisions
 	compacted int64
+	leases    map[int64]state.Lease
 }
 
 type change struct {
@@ -30,7 +31,7 @@ type change struct {
 
 func newModel() *model {
 	none := map[string]*mvccpb.KeyValue{}
-	return &model{at: []map[string]*mvccpb.KeyValue{none, none}, compacted: -1}
+	return &model{at: []map[string]*mvccpb.KeyValue{none, none}, compacted: -1, leases: map[int64]state.Lease{}}
 }
 
 func (m *model) revision() int64 { return int64(len(m.at) - 1) }
@@ -145,7 +146,7 @@ func (t *try) checkPut(q *pb.PutRequest) *fault.Fault {
 }
 
 func (t *try) canPut(q *pb.PutRequest) *fault.Fault {
-	if q.Lease != 0 {
+	if _, ok := t.leases[q.Lease]; q.Lease != 0 && !ok {
 		return fault.LeaseNotFound
 	}
 	if (q.IgnoreValue || q.IgnoreLease) && t.keys[string(q.Key)] == nil {
@@ -156,12 +157,15 @@ func (t *try) canPut(q *pb.PutRequest) *fault.Fault {
 
 func (t *try) doPut(q *pb.PutRequest) *pb.PutResponse {
 	t.changed = true
-	kv := &mvccpb.KeyValue{Key: q.Key, Value: q.Value, CreateRevision: t.revision(), ModRevision: t.revision(), Version: 1}
+	kv := &mvccpb.KeyValue{Key: q.Key, Value: q.Value, CreateRevision: t.revision(), ModRevision: t.revision(), Version: 1, Lease: q.Lease}
 	r := &pb.PutResponse{Header: t.header()}
 	if before := t.keys[string(q.Key)]; before != nil {
 		kv.CreateRevision, kv.Version = before.CreateRevision, before.Version+1
 		if q.IgnoreValue {
 			kv.Value = before.Value
+		}
+		if q.IgnoreLease {
+			kv.Lease = before.Lease
 		}
 		if q.PrevKv {
 			r.PrevKv = before
@@ -269,6 +273,65 @@ func (t *try) doTxn(q *pb.TxnRequest, before *try) *pb.TxnResponse {
 	return r
 }
 
+// onLease returns the keys that hang on a lease, in order.
+func (m *model) onLease(id int64) (keys []string) {
+	for _, kv := range within(m.at[m.revision()], []byte{0}, []byte{0}) {
+		if kv.Lease == id {
+			keys = append(keys, string(kv.Key))
+		}
+	}
+	return keys
+}
+
+// revoke deletes the keys of a lease, all of them at one revision.
+func (m *model) revoke(id int64) {
+	t := m.try()
+	for _, key := range m.onLease(id) {
+		t.doDelete(&pb.DeleteRangeRequest{Key: []byte(key)})
+	}
+	t.commit()
+	delete(m.leases, id)
+}
+
+func (m *model) applyLease(request proto.Message) (proto.Message, *fault.Fault) {
+	switch q := request.(type) {
+	case *pb.LeaseGrantRequest:
+		_, exists := m.leases[q.ID]
+		switch {
+		case q.ID == 0:
+			return nil, fault.LeaseNotFound
+		case q.TTL > 9e9:
+			return nil, fault.LeaseTTLTooLarge
+		case exists:
+			return nil, fault.LeaseExists
+		}
+		m.leases[q.ID] = state.Lease{ID: state.LeaseID(q.ID), Granted: max(1, q.TTL)}
+		return &pb.LeaseGrantResponse{Header: m.try().header(), ID: q.ID, TTL: max(1, q.TTL)}, nil
+	case *pb.LeaseRevokeRequest:
+		if _, exists := m.leases[q.ID]; !exists {
+			return nil, fault.LeaseNotFound
+		}
+		m.revoke(q.ID)
+		return &pb.LeaseRevokeResponse{Header: m.try().header()}, nil
+	case *pb.LeaseLeasesResponse:
+		for _, l := range q.Leases {
+			if _, exists := m.leases[l.ID]; exists {
+				m.revoke(l.ID)
+			}
+		}
+	case *pb.LeaseCheckpointRequest:
+		for _, c := range q.Checkpoints {
+			if l, exists := m.leases[c.ID]; exists {
+				l.Remaining = min(max(0, c.Remaining_TTL), l.Granted)
+				m.leases[c.ID] = l
+			}
+		}
+	default:
+		panic("model: unknown command")
+	}
+	return nil, nil
+}
+
 // apply returns the answer to a command, or its refusal.
 func (m *model) apply(c state.Command) (proto.Message, *fault.Fault) {
 	t := m.try()
@@ -301,7 +364,7 @@ func (m *model) apply(c state.Command) (proto.Message, *fault.Fault) {
 		r.Header.Revision = t.revision()
 		return r, nil
 	}
-	panic("model: unknown command")
+	return m.applyLease(c.Request)
 }
 
 // read answers a range at the newest revision.

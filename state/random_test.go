@@ -3,6 +3,7 @@ package state_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -46,12 +47,34 @@ func (r chance) put() *pb.PutRequest {
 		}
 	case 2:
 		q.IgnoreLease = true
-	case 3:
-		q.Lease = 7
-	case 4:
+	case 3, 4, 5, 6:
+		q.Lease = r.lease()
+	case 7:
 		q.Key = nil
 	}
 	return q
+}
+
+// lease is an id of which some exist.
+func (r chance) lease() int64 { return []int64{-1 << 63, -5, 1, 2, 3, 1<<63 - 1}[r.IntN(6)] }
+
+func (r chance) leaseCommand() state.Command {
+	id := r.lease()
+	switch n := r.IntN(20); {
+	case n < 11:
+		return state.Command{Kind: state.LeaseGrant, Request: &pb.LeaseGrantRequest{
+			ID: id * int64(min(1, r.IntN(20))), TTL: []int64{-1, 0, 1, 60, 9e9, 9e9 + 1}[r.IntN(6)],
+		}}
+	case n < 14:
+		return state.Command{Kind: state.LeaseRevoke, Request: &pb.LeaseRevokeRequest{ID: id}}
+	case n < 17:
+		return state.Command{Kind: state.LeaseExpire, Request: &pb.LeaseLeasesResponse{
+			Leases: []*pb.LeaseStatus{{ID: id}, {ID: r.lease()}, {ID: r.lease()}},
+		}}
+	}
+	return state.Command{Kind: state.LeaseCheckpoint, Request: &pb.LeaseCheckpointRequest{
+		Checkpoints: []*pb.LeaseCheckpoint{{ID: id, Remaining_TTL: r.Int64N(100) - 1}, {ID: r.lease()}},
+	}}
 }
 
 func (r chance) delete() *pb.DeleteRangeRequest {
@@ -107,7 +130,7 @@ func (r chance) compare(revision int64) *pb.Compare {
 	case pb.Compare_VALUE:
 		c.TargetUnion = &pb.Compare_Value{Value: []byte(fmt.Sprint("v", r.IntN(10)))}
 	case pb.Compare_LEASE:
-		c.TargetUnion = &pb.Compare_Lease{Lease: r.Int64N(2)}
+		c.TargetUnion = &pb.Compare_Lease{Lease: r.lease() * r.Int64N(2)}
 	}
 	return c
 }
@@ -140,8 +163,10 @@ func (r chance) txn(revision int64, depth int) *pb.TxnRequest {
 
 func (r chance) command(revision, compacted int64) state.Command {
 	switch n := r.IntN(100); {
-	case n < 50:
+	case n < 40:
 		return state.Command{Kind: state.Put, Request: r.put()}
+	case n < 50:
+		return r.leaseCommand()
 	case n < 60:
 		return state.Command{Kind: state.DeleteRange, Request: r.delete()}
 	case n < 95:
@@ -280,6 +305,7 @@ func TestRandomCommands(t *testing.T) {
 					compareReads(t, b.View(), m, r)
 				}
 				compareHistory(t, b.View(), m, r)
+				compareLeases(t, b.View(), m)
 
 				switch r.IntN(20) {
 				case 0, 1, 2, 3:
@@ -294,6 +320,7 @@ func TestRandomCommands(t *testing.T) {
 				case 5:
 					restoreElsewhere(t, b)
 				}
+				compareLeases(t, b.View(), m)
 			}
 		})
 	}
@@ -319,6 +346,23 @@ func compareReads(t *testing.T, v *state.View, m *model, r chance) {
 	}
 	if d := diff(want, &wire); d != "" {
 		t.Fatalf("%v on the wire: %s", q, d)
+	}
+}
+
+func compareLeases(t *testing.T, v *state.View, m *model) {
+	t.Helper()
+	n, last := 0, int64(-1<<63)
+	for l := range v.Leases() {
+		if n++; l != m.leases[int64(l.ID)] || int64(l.ID) < last {
+			t.Fatalf("lease %v, want %v", l, m.leases[int64(l.ID)])
+		}
+		last = int64(l.ID)
+		if want, got := m.onLease(int64(l.ID)), slices.Collect(v.LeaseKeys(l.ID)); !slices.Equal(want, got) {
+			t.Fatalf("keys of lease %d: %q, want %q", l.ID, got, want)
+		}
+	}
+	if n != len(m.leases) {
+		t.Fatalf("%d leases, want %v", n, m.leases)
 	}
 }
 

@@ -156,6 +156,15 @@ func (s *script) line(out *strings.Builder, line string) {
 			}
 			fmt.Fprintln(out)
 		}
+	case "/leases":
+		v := s.bed.View()
+		for l := range v.Leases() {
+			fmt.Fprintf(out, "%d granted %d", l.ID, l.Granted)
+			if l.Remaining != 0 {
+				fmt.Fprintf(out, " remaining %d", l.Remaining)
+			}
+			fmt.Fprintf(out, " keys %q\n", slices.Collect(v.LeaseKeys(l.ID)))
+		}
 	case "/alarms":
 		fmt.Fprintln(out, alarms(s.bed.View().Alarms(pb.AlarmType_NONE)))
 	case "/where":
@@ -180,6 +189,9 @@ func (s *script) apply(out *strings.Builder, commands ...state.Command) {
 		for _, e := range o.Events {
 			fmt.Fprint(out, " ", event(e))
 		}
+		for _, l := range o.Leases {
+			fmt.Fprint(out, " ", leaseChange(l))
+		}
 		fmt.Fprintln(out)
 		switch r := o.Response.(type) {
 		case *pb.PutResponse:
@@ -197,6 +209,16 @@ func (s *script) apply(out *strings.Builder, commands ...state.Command) {
 			fmt.Fprintln(out, "  alarms", alarms(r.Alarms))
 		}
 	}
+}
+
+func leaseChange(l state.LeaseChange) string {
+	switch {
+	case l.New:
+		return fmt.Sprintf("lease %d granted %d", l.ID, l.Granted)
+	case l.Gone:
+		return fmt.Sprintf("lease %d gone", l.ID)
+	}
+	return fmt.Sprintf("lease %d remaining %d", l.ID, l.Remaining)
 }
 
 // alarms is a text of its own: that of messages differs from build to build.
@@ -339,6 +361,20 @@ func parseCommand(t *testing.T, words []string) state.Command {
 	case "publish":
 		return state.Command{Kind: state.Publish, Request: &pb.Member{
 			ID: uint64(number(t, plain[0])), Name: plain[1], ClientURLs: []string{named["url"]},
+		}}
+	case "grant": // an id and seconds
+		return state.Command{Kind: state.LeaseGrant, Request: &pb.LeaseGrantRequest{ID: number(t, plain[0]), TTL: number(t, plain[1])}}
+	case "revoke":
+		return state.Command{Kind: state.LeaseRevoke, Request: &pb.LeaseRevokeRequest{ID: number(t, plain[0])}}
+	case "expire":
+		q := new(pb.LeaseLeasesResponse)
+		for _, id := range plain[:len(plain)-2] {
+			q.Leases = append(q.Leases, &pb.LeaseStatus{ID: number(t, id)})
+		}
+		return state.Command{Kind: state.LeaseExpire, Request: q}
+	case "checkpoint":
+		return state.Command{Kind: state.LeaseCheckpoint, Request: &pb.LeaseCheckpointRequest{
+			Checkpoints: []*pb.LeaseCheckpoint{{ID: number(t, plain[0]), Remaining_TTL: number(t, plain[1])}},
 		}}
 	case "raw":
 		n, err := strconv.ParseUint(plain[0], 0, 8)

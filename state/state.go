@@ -87,10 +87,11 @@ type Outcome struct {
 	Leases   []LeaseChange // in the order in which they came
 }
 
-// LeaseChange says what is from now on known of a lease, or that it is gone.
+// LeaseChange says what is known of a lease from now on: that it is new, that
+// it is gone, or else what was written down of its time.
 type LeaseChange struct {
 	Lease
-	Gone bool
+	New, Gone bool
 }
 
 func must(ok bool, promise string) {

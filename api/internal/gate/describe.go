@@ -43,6 +43,10 @@ func describeTo(b *strings.Builder, req any) {
 		if r.Physical {
 			b.WriteString(" physical")
 		}
+	case *pb.LeaseGrantRequest:
+		fmt.Fprintf(b, "lease grant %x ttl:%d", r.ID, r.TTL)
+	case *pb.LeaseRevokeRequest:
+		fmt.Fprintf(b, "lease revoke %x", r.ID)
 	case *pb.TxnRequest:
 		fmt.Fprintf(b, "txn compares:%d", len(r.Compare))
 		describeOps(b, "success", r.Success)

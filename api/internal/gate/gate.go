@@ -167,9 +167,9 @@ func wantsLeader(ctx context.Context, s Status) error {
 	return nil
 }
 
-// limited returns ctx with an end: a request must not wait for ever on others.
+// Limited returns ctx with an end: a request must not wait for ever on others.
 // Most clients set one that is nearer, and a second timer would be for nothing.
-func (g *Gate) limited(ctx context.Context) (context.Context, context.CancelFunc) {
+func (g *Gate) Limited(ctx context.Context) (context.Context, context.CancelFunc) {
 	if end, ok := ctx.Deadline(); ok && time.Until(end) < g.options.Timeout {
 		return ctx, func() {}
 	}
@@ -180,7 +180,7 @@ func (g *Gate) limited(ctx context.Context) (context.Context, context.CancelFunc
 // that was committed before the call.
 func (g *Gate) View(ctx context.Context, linear bool) (*state.View, error) {
 	if linear {
-		waiting, cancel := g.limited(ctx)
+		waiting, cancel := g.Limited(ctx)
 		defer cancel()
 		if err := g.backend.Barrier(waiting); err != nil {
 			// A read that its client gave up is told as it is. Nothing hangs on
@@ -255,7 +255,7 @@ func (g *Gate) propose(ctx context.Context, kind state.Kind, req proto.Message) 
 		return state.Outcome{}, fault.RequestTooLarge
 	}
 
-	waiting, cancel := g.limited(ctx)
+	waiting, cancel := g.Limited(ctx)
 	defer cancel()
 	return g.backend.Propose(waiting, command)
 }
@@ -268,7 +268,7 @@ func (g *Gate) Configure(ctx context.Context, kind state.Kind, req proto.Message
 	if err != nil {
 		return state.Outcome{}, err
 	}
-	waiting, cancel := g.limited(ctx)
+	waiting, cancel := g.Limited(ctx)
 	defer cancel()
 	out, err := g.backend.Configure(waiting, command, change)
 	if err == nil && out.Refusal != nil {
@@ -282,12 +282,17 @@ func (g *Gate) Configure(ctx context.Context, kind state.Kind, req proto.Message
 // generously.
 const putCost = 256
 
+// leaseCost is the same of a lease.
+const leaseCost = 64
+
 // cost is what req would add to the disk at most: of a transaction, the dearer
 // branch.
 func cost(req any) int64 {
 	switch r := req.(type) {
 	case *pb.PutRequest:
 		return putCost + int64(len(r.Key)+len(r.Value))
+	case *pb.LeaseGrantRequest:
+		return leaseCost
 	case *pb.TxnRequest:
 		branch := func(ops []*pb.RequestOp) (sum int64) {
 			for _, op := range ops {

@@ -18,11 +18,13 @@ const (
 	Txn
 	Compaction
 	Alarm
+	LeaseGrant
+	LeaseRevoke
 	requests
 )
 
 func (r Request) String() string {
-	return [...]string{"unknown", "Range", "Put", "DeleteRange", "Txn", "Compaction", "Alarm"}[r]
+	return [...]string{"unknown", "Range", "Put", "DeleteRange", "Txn", "Compaction", "Alarm", "LeaseGrant", "LeaseRevoke"}[r]
 }
 
 // requestOf names a command as the metrics do.
@@ -32,6 +34,8 @@ var requestOf = map[state.Kind]Request{
 	state.Txn:         Txn,
 	state.Compact:     Compaction,
 	state.Alarm:       Alarm,
+	state.LeaseGrant:  LeaseGrant,
+	state.LeaseRevoke: LeaseRevoke,
 }
 
 // Observe counts one request, begun at start and answered now.

@@ -43,6 +43,19 @@ type Backend interface {
 
 	// Hub is where those who watch keys listen.
 	Hub() *watch.Hub
+
+	// Renew has the leader give leases all their time again, and returns for
+	// how many seconds they were granted, or 0 for those that do not exist. It
+	// waits for a leader until ctx ends.
+	Renew(ctx context.Context, ids []state.LeaseID) ([]int64, error)
+
+	// Remaining has the leader say how many seconds are left of leases, -1 for
+	// those that do not exist. It waits as Renew does.
+	Remaining(ctx context.Context, ids []state.LeaseID) ([]int64, error)
+
+	// SortByEnd puts leases in the order in which they end, if this member
+	// leads; others cannot know.
+	SortByEnd(ids []state.LeaseID)
 }
 
 // Options have no defaults: they come from the api's.
@@ -53,6 +66,7 @@ type Options struct {
 	QuotaBytes      int64
 	LearnersMax     int
 	StrictReconfig  bool // refuse changes of the members that endanger the quorum
+	LeaseSecondsMin int64
 	Version         string
 	StorageVersion  string
 	Watch           WatchMetrics
@@ -70,6 +84,7 @@ func Register(o Options, g *gate.Gate, b Backend, r grpc.ServiceRegistrar) {
 	s := &server{options: o, gate: g, backend: b}
 	pb.RegisterKVServer(r, kv{server: s})
 	pb.RegisterWatchServer(r, watches{server: s})
+	pb.RegisterLeaseServer(r, lease{server: s})
 	pb.RegisterClusterServer(r, cluster{server: s})
 	pb.RegisterMaintenanceServer(r, maintenance{server: s})
 	pb.RegisterAuthServer(r, auth{server: s})
