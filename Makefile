@@ -6,7 +6,7 @@ CRASH    ?= 300
 SEED     ?= 1
 RUNS     ?= 2000
 
-.PHONY: build check test race fuzz compat crash sim mutants bench run
+.PHONY: build check test race fuzz compat crash sim mutants bench run cluster
 
 build: ## the binary, and its other names
 	$(GO) build -trimpath -o bin/kvorum ./cmd/kvorum
@@ -50,3 +50,6 @@ bench: ## side by side with etcd: make bench BENCH='-only put,get'
 
 run: build
 	bin/kvorum server
+
+cluster: build ## three members in one process, to be killed and started again
+	bin/kvorum dev --nodes 3

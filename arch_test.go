@@ -53,8 +53,9 @@ api/internal/token   < api...
 api/internal/console < api
 api/internal/ops     < api...
 api    < node
-config < node, cmd/kvorum
-node   < cmd/kvorum
+config < node, dev, cmd/kvorum
+node   < dev, cmd/kvorum
+dev    < cmd/kvorum
 ctl    < cmd/kvorum
 `
 

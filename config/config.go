@@ -168,6 +168,19 @@ type Log struct {
 	SlowApply   time.Duration // an entry that takes longer to apply is logged
 }
 
+// MinLevel is the least important level that is logged.
+func (l Log) MinLevel() slog.Level {
+	switch l.Level {
+	case "debug":
+		return slog.LevelDebug
+	case "warn":
+		return slog.LevelWarn
+	case "error", "panic", "fatal":
+		return slog.LevelError
+	}
+	return slog.LevelInfo
+}
+
 // Rotation tells when a log file is renamed and when old ones are deleted.
 type Rotation struct {
 	MaxMegabytes int  `json:"maxsize"`

@@ -36,6 +36,11 @@ const (
 	drainTimeout    = 600 * time.Millisecond
 )
 
+// ErrKilled, as the cause of the end of Run's context, has a server end as if it
+// were killed, as far as one process can: leadership is not handed over, and
+// nobody is waited for.
+var ErrKilled = errors.New("killed")
+
 // Run runs a server until ctx ends, and returns nil then, or until something
 // fails. Sockets come first, then the directory: a server that cannot start
 // has changed nothing on disk.
@@ -223,14 +228,18 @@ func openDoors(ctx context.Context, s *config.Server, metrics *api.Metrics, log 
 		return nil, err
 	}
 	if len(s.ListenClientHTTPURLs) > 0 {
-		if d.http, err = listen.Listen(ctx, s.ListenClientHTTPURLs, options); err != nil {
+		l, err := listen.Listen(ctx, s.ListenClientHTTPURLs, options)
+		if err != nil {
 			return nil, err
 		}
+		d.http = l
 	}
 	if len(s.ListenMetricsURLs) > 0 {
-		if d.metrics, err = listen.Listen(ctx, s.ListenMetricsURLs, options); err != nil {
+		l, err := listen.Listen(ctx, s.ListenMetricsURLs, options)
+		if err != nil {
 			return nil, err
 		}
+		d.metrics = l
 	}
 	return d, nil
 }
@@ -410,6 +419,14 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 	case <-failed.Done():
 	}
 	notify(daemon.SdNotifyStopping)
+	if errors.Is(context.Cause(ctx), ErrKilled) {
+		stopMember()
+		server.Stop()
+		for _, server := range []*http.Server{web, monitoring, forMembers} {
+			server.Close()
+		}
+		return g.Wait()
+	}
 
 	// Another member leads before this one is gone, so that nobody has to wait
 	// for an election.

@@ -39,6 +39,7 @@ func main() {
 		DisableFlagParsing: true,
 		Run:                func(_ *cobra.Command, args []string) { os.Exit(serve(args, "kvorum")) },
 	})
+	root.AddCommand(devCommand())
 	os.Exit(run(root))
 }
 

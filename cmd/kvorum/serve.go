@@ -81,19 +81,10 @@ func command(called string) string {
 // logger writes what etcd's log readers expect, but on the terminal of
 // somebody who runs kvorum by its own name, lines for people.
 func logger(s *config.Server, out io.Writer, people bool) *slog.Logger {
-	level := slog.LevelInfo
-	switch s.Log.Level {
-	case "debug":
-		level = slog.LevelDebug
-	case "warn":
-		level = slog.LevelWarn
-	case "error", "panic", "fatal":
-		level = slog.LevelError
-	}
 	if people {
-		return node.NewTerminalLogger(out, level)
+		return node.NewTerminalLogger(out, s.Log.MinLevel())
 	}
-	return node.NewLogger(out, level)
+	return node.NewLogger(out, s.Log.MinLevel())
 }
 
 // outputs opens what --log-outputs names: streams, or files that grow. Under
