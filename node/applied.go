@@ -40,6 +40,7 @@ func (a *applied) Apply(entries []replica.Entry) ([]state.Outcome, error) {
 	began := time.Now()
 	a.entries = a.entries[:0]
 	var size int64
+	var txns uint64
 	for _, e := range entries {
 		a.entries = append(a.entries, state.Entry{
 			Index: state.Index(e.Index), Term: state.Term(e.Term),
@@ -47,6 +48,9 @@ func (a *applied) Apply(entries []replica.Entry) ([]state.Outcome, error) {
 		})
 		for _, command := range e.Commands {
 			size += int64(len(command))
+			if len(command) > 0 && state.Kind(command[0]) == state.Txn {
+				txns++
+			}
 		}
 	}
 	before := a.machine.View()
@@ -60,6 +64,7 @@ func (a *applied) Apply(entries []replica.Entry) ([]state.Outcome, error) {
 	a.leases.Observe(outcomes)
 	a.members(before)
 	a.count(outcomes, time.Since(began))
+	a.metrics.Txns.Add(txns)
 	if compacted := a.machine.View().Compacted; compacted != a.last {
 		a.last = compacted
 		poke(a.compacted)
@@ -129,6 +134,8 @@ func (a *applied) Configuration() []byte { return a.machine.View().Configuration
 
 // Restore makes the state what the received snapshot holds.
 func (a *applied) Restore(m replica.Mark) error {
+	a.metrics.SnapshotApplying.Set(1)
+	defer a.metrics.SnapshotApplying.Set(0)
 	before := a.machine.View()
 	if err := a.received.restore(a.machine, m); err != nil {
 		return err
@@ -142,8 +149,15 @@ func (a *applied) Restore(m replica.Mark) error {
 
 // members tells of a change of the members.
 func (a *applied) members(before *state.View) {
-	if !a.machine.View().SameMembers(before) {
-		poke(a.changed)
+	now := a.machine.View()
+	if now.SameMembers(before) {
+		return
+	}
+	poke(a.changed)
+	for _, m := range before.Members() {
+		if is, ok := now.Member(m.ID); ok && m.Learner && !is.Learner {
+			a.metrics.LearnerPromotions.Inc()
+		}
 	}
 }
 

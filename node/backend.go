@@ -56,7 +56,14 @@ func (m *member) Status() api.Status {
 
 func (m *member) Size() (total, used int64) { return m.machine.Size() }
 
-func (m *member) Defragment(ctx context.Context) error { return m.machine.Defragment(ctx) }
+func (m *member) Defragment(ctx context.Context) error {
+	began := time.Now()
+	m.o.Metrics.Defragmenting.Add(1)
+	defer m.o.Metrics.Defragmenting.Add(-1)
+	err := m.machine.Defragment(ctx)
+	m.o.Metrics.DefragSeconds.Observe(time.Since(began).Seconds())
+	return err
+}
 
 func (m *member) MoveLeader(ctx context.Context, to state.MemberID) error {
 	s := m.replica.Status()

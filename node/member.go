@@ -130,6 +130,7 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 		HistoryCacheBytes: historyBytes,
 		Cluster:           state.ClusterID(o.Cluster),
 		Member:            state.MemberID(o.ID),
+		Removed:           o.Metrics.CompactedKeys,
 		Log:               func(line string) { o.Log.Debug(line) },
 		Broken:            func(err error) { broken.tell(damaged(o.TableDir, err)) },
 	})
@@ -364,10 +365,15 @@ func (m *member) handOver(ctx context.Context) error {
 
 // sweep removes superseded versions behind each compaction, in small steps.
 func (m *member) sweep(ctx context.Context) error {
+	began, last := time.Now(), m.machine.Swept()
 	for {
-		if more, err := m.machine.Sweep(m.o.SweepBatch); err != nil {
+		step := time.Now()
+		more, err := m.machine.Sweep(m.o.SweepBatch)
+		if err != nil {
 			return fmt.Errorf("sweep: %w", err)
-		} else if more {
+		}
+		m.o.Metrics.CompactionPause.Observe(milliseconds(step))
+		if more {
 			select {
 			case <-ctx.Done():
 				return nil
@@ -376,12 +382,23 @@ func (m *member) sweep(ctx context.Context) error {
 			continue
 		}
 		m.swept.tell()
+		if swept := m.machine.Swept(); swept != last {
+			last = swept
+			m.o.Metrics.CompactionTime.Observe(milliseconds(began))
+			m.o.Metrics.CompactionLast.Set(time.Now().Unix())
+			m.o.Log.Info("finished scheduled compaction", "compact-revision", swept, "took", time.Since(began))
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-m.applied.compacted:
 		}
+		began = time.Now()
 	}
+}
+
+func milliseconds(since time.Time) float64 {
+	return float64(time.Since(since)) / float64(time.Millisecond)
 }
 
 // WaitSwept returns once nothing is left of what a compaction superseded.
@@ -408,9 +425,11 @@ func (m *member) flush(ctx context.Context) error {
 		case <-m.applied.flush:
 		}
 		m.applied.unflushed.Store(0)
+		began := time.Now()
 		if err := m.machine.Flush(); err != nil {
 			return fmt.Errorf("flush: %w", err)
 		}
+		m.o.Metrics.CommitSeconds.Observe(time.Since(began).Seconds())
 	}
 }
 

@@ -54,6 +54,10 @@ func (m *member) openPeers() (err error) {
 			SentFailures: metrics.PeerSentFailures, ReceivedFailures: metrics.PeerReceivedFailures,
 			RoundTrip: metrics.PeerRoundTrip,
 			Active:    metrics.ActivePeers, Known: metrics.KnownPeers, Disconnected: metrics.DisconnectedPeers,
+			SnapshotSent: metrics.SnapshotsSent, SnapshotSendFailures: metrics.SnapshotSendFailures,
+			SnapshotSending: metrics.SnapshotsSending, SnapshotSendSeconds: metrics.SnapshotSendSeconds,
+			SnapshotReceived: metrics.SnapshotsReceived, SnapshotReceiveFailures: metrics.SnapshotReceiveFailures,
+			SnapshotReceiving: metrics.SnapshotsReceiving, SnapshotReceiveSeconds: metrics.SnapshotReceiveSeconds,
 		},
 		Logger: m.o.Log,
 	})

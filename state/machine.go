@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/kvorum/kvorum/metric"
 	"github.com/kvorum/kvorum/state/internal/alarm"
 	"github.com/kvorum/kvorum/state/internal/lease"
 	"github.com/kvorum/kvorum/state/internal/member"
@@ -28,6 +29,8 @@ type Options struct {
 	// otherwise is not opened. 0 asks nothing.
 	Cluster ClusterID
 	Member  MemberID
+
+	Removed *metric.Counter // versions that sweeps have removed; may be nil
 
 	Log    func(line string) // hears what the table's engine says
 	Broken func(error)       // hears once of a write in the background that failed; the process has to end
@@ -195,6 +198,7 @@ func (m *Machine) load(t table.Table) (*View, error) {
 		ResidentBytes: m.options.ValueCacheBytes,
 		HistoryBytes:  m.options.HistoryCacheBytes,
 		Leased:        func(key string, id int64) { holds = append(holds, lease.Hold{Lease: LeaseID(id), Key: key}) },
+		Removed:       m.options.Removed,
 	})
 	if err != nil {
 		return nil, err

@@ -27,13 +27,12 @@ type Metrics struct {
 	LogBytes        *metric.Counter
 
 	// The state on disk.
-	CommitSeconds   *metric.Histogram // a batch of changes given to the table
+	CommitSeconds   *metric.Histogram // the table made durable
 	DefragSeconds   *metric.Histogram
 	Defragmenting   *metric.Gauge
 	SnapshotSeconds *metric.Histogram // a snapshot of the whole state written out
-	HashSeconds     *metric.Histogram
 	HashKVSeconds   *metric.Histogram
-	CompactionPause *metric.Histogram // milliseconds between two steps of a sweep
+	CompactionPause *metric.Histogram // milliseconds of a step of a sweep
 	CompactionTime  *metric.Histogram // milliseconds a sweep took
 	CompactionLast  *metric.Gauge     // unix time
 	CompactedKeys   *metric.Counter   // versions a sweep removed
@@ -67,6 +66,16 @@ type Metrics struct {
 	KnownPeers           *metric.Family[metric.Gauge]     // Local, Remote
 	DisconnectedPeers    *metric.Family[metric.Counter]   // Local, Remote
 
+	// Snapshots of the whole state, sent to a member and received from one.
+	SnapshotsSent           *metric.Family[metric.Counter]   // To
+	SnapshotSendFailures    *metric.Family[metric.Counter]   // To
+	SnapshotsSending        *metric.Family[metric.Gauge]     // To
+	SnapshotSendSeconds     *metric.Family[metric.Histogram] // To
+	SnapshotsReceived       *metric.Family[metric.Counter]   // From
+	SnapshotReceiveFailures *metric.Family[metric.Counter]   // From
+	SnapshotsReceiving      *metric.Family[metric.Gauge]     // From
+	SnapshotReceiveSeconds  *metric.Family[metric.Histogram] // From
+
 	// Clients' connections.
 	ClientSentBytes     *metric.Counter
 	ClientReceivedBytes *metric.Counter
@@ -96,6 +105,7 @@ func NewMetrics(extensive bool) *Metrics {
 	// The bounds are etcd's: queries name buckets by their bound.
 	millis := func() *metric.Histogram { return metric.NewHistogram(0.001, 2, 14) }
 	fine := func() *metric.Histogram { return metric.NewHistogram(0.0001, 2, 20) }
+	tenths := func() *metric.Histogram { return metric.NewHistogram(0.1, 2, 10) }
 	count, gauge := metric.NewCounter, metric.NewGauge
 
 	m := &Metrics{
@@ -123,7 +133,6 @@ func NewMetrics(extensive bool) *Metrics {
 		DefragSeconds:   metric.NewHistogram(0.1, 2, 13),
 		Defragmenting:   gauge(),
 		SnapshotSeconds: metric.NewHistogram(0.01, 2, 17),
-		HashSeconds:     metric.NewHistogram(0.01, 2, 15),
 		HashKVSeconds:   metric.NewHistogram(0.01, 2, 15),
 		CompactionPause: metric.NewHistogram(1, 2, 13),
 		CompactionTime:  metric.NewHistogram(100, 2, 14),
@@ -147,6 +156,15 @@ func NewMetrics(extensive bool) *Metrics {
 		ActivePeers:          metric.NewFamily(gauge, "Local", "Remote"),
 		KnownPeers:           metric.NewFamily(gauge, "Local", "Remote"),
 		DisconnectedPeers:    metric.NewFamily(count, "Local", "Remote"),
+
+		SnapshotsSent:           metric.NewFamily(count, "To"),
+		SnapshotSendFailures:    metric.NewFamily(count, "To"),
+		SnapshotsSending:        metric.NewFamily(gauge, "To"),
+		SnapshotSendSeconds:     metric.NewFamily(tenths, "To"),
+		SnapshotsReceived:       metric.NewFamily(count, "From"),
+		SnapshotReceiveFailures: metric.NewFamily(count, "From"),
+		SnapshotsReceiving:      metric.NewFamily(gauge, "From"),
+		SnapshotReceiveSeconds:  metric.NewFamily(tenths, "From"),
 
 		ClientSentBytes: count(), ClientReceivedBytes: count(),
 
@@ -244,7 +262,7 @@ func (m *Metrics) table(v Versions, build string, features []Feature, f Facts) [
 		{"etcd_server_slow_read_indexes_total", counter, "Confirmations of leadership for reads that were slow or failed.", m.SlowReadIndexes},
 		{"etcd_server_read_indexes_failed_total", counter, "Confirmations of leadership for reads that failed.", m.FailedReadIndexes},
 		{"etcd_server_snapshot_apply_in_progress_total", gauge, "1 while a snapshot from another member is taken over.", m.SnapshotApplying},
-		{"etcd_server_learner_promote_successes", counter, "Learners made voters while this member led.", m.LearnerPromotions},
+		{"etcd_server_learner_promote_successes", counter, "Learners that were made voters.", m.LearnerPromotions},
 
 		// Requests.
 		{"etcd_server_request_duration_seconds", 0, "Time from a request's admission to its answer.", m.Gate.RequestSeconds},
@@ -273,14 +291,13 @@ func (m *Metrics) table(v Versions, build string, features []Feature, f Facts) [
 		{"etcd_disk_wal_write_bytes_total", gauge, "Bytes written to the log.", m.LogBytes},
 
 		// The state on disk.
-		{"etcd_disk_backend_commit_duration_seconds", 0, "Time to give a batch of changes to the table.", m.CommitSeconds},
+		{"etcd_disk_backend_commit_duration_seconds", 0, "Time to make the table durable. No write waits for it.", m.CommitSeconds},
 		{"etcd_disk_backend_defrag_duration_seconds", 0, "Time a defragmentation took.", m.DefragSeconds},
 		{"etcd_disk_backend_snapshot_duration_seconds", 0, "Time to write the whole state out.", m.SnapshotSeconds},
 		{"etcd_disk_defrag_inflight", gauge, "1 while a defragmentation runs.", m.Defragmenting},
 		{"etcd_server_quota_backend_bytes", gauge, "Size at which writes are refused.", float64(f.QuotaBytes)},
 		{"etcd_mvcc_db_total_size_in_bytes", gauge, "Bytes the table takes on disk.", float64(f.Bytes)},
 		{"etcd_mvcc_db_total_size_in_use_in_bytes", gauge, "Bytes of the table that hold live data.", float64(f.BytesInUse)},
-		{"etcd_mvcc_hash_duration_seconds", 0, "Time to hash the whole state.", m.HashSeconds},
 		{"etcd_mvcc_hash_rev_duration_seconds", 0, "Time to hash the keys at a revision.", m.HashKVSeconds},
 
 		// Keys.
@@ -294,7 +311,7 @@ func (m *Metrics) table(v Versions, build string, features []Feature, f Facts) [
 		{"etcd_debugging_mvcc_total_put_size_in_bytes", gauge, "Bytes of keys and values put here.", m.PutBytes},
 		{"etcd_debugging_mvcc_db_compaction_keys_total", counter, "Versions removed by compaction.", m.CompactedKeys},
 		{"etcd_debugging_mvcc_db_compaction_last", gauge, "Unix time of the last compaction; 0 since the start.", m.CompactionLast},
-		{"etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds", 0, "Time between two steps of a compaction.", m.CompactionPause},
+		{"etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds", 0, "Time that a step of a compaction takes.", m.CompactionPause},
 		{"etcd_debugging_mvcc_db_compaction_total_duration_milliseconds", 0, "Time a compaction took.", m.CompactionTime},
 		{"etcd_debugging_auth_revision", gauge, "Revision of users and roles.", float64(f.AuthRevision)},
 
@@ -325,6 +342,14 @@ func (m *Metrics) table(v Versions, build string, features []Feature, f Facts) [
 		{"etcd_network_active_peers", gauge, "1 for each member connected to.", m.ActivePeers},
 		{"etcd_network_known_peers", gauge, "1 for each member known.", m.KnownPeers},
 		{"etcd_network_disconnected_peers_total", counter, "How often the connection to a member was lost.", m.DisconnectedPeers},
+		{"etcd_network_snapshot_send_success", counter, "Snapshots sent to a member.", m.SnapshotsSent},
+		{"etcd_network_snapshot_send_failures", counter, "Snapshots that could not be sent to a member.", m.SnapshotSendFailures},
+		{"etcd_network_snapshot_send_inflights_total", gauge, "Snapshots on their way to a member.", m.SnapshotsSending},
+		{"etcd_network_snapshot_send_total_duration_seconds", 0, "Time to send a snapshot.", m.SnapshotSendSeconds},
+		{"etcd_network_snapshot_receive_success", counter, "Snapshots received from a member.", m.SnapshotsReceived},
+		{"etcd_network_snapshot_receive_failures", counter, "Snapshots from a member that did not arrive whole.", m.SnapshotReceiveFailures},
+		{"etcd_network_snapshot_receive_inflights_total", gauge, "Snapshots on their way from a member.", m.SnapshotsReceiving},
+		{"etcd_network_snapshot_receive_total_duration_seconds", 0, "Time to receive a snapshot.", m.SnapshotReceiveSeconds},
 
 		// The process.
 		{"os_fd_used", gauge, "Files held open.", float64(used)},
@@ -358,6 +383,7 @@ func (m *Metrics) table(v Versions, build string, features []Feature, f Facts) [
 		{"etcd_debugging_mvcc_index_compaction_pause_duration_milliseconds", 0.5, 14},
 		{"etcd_debugging_snap_save_marshalling_duration_seconds", 0.001, 14},
 		{"etcd_debugging_snap_save_total_duration_seconds", 0.001, 14},
+		{"etcd_mvcc_hash_duration_seconds", 0.01, 15}, // the hash of everything is kept, not made
 		{"etcd_snap_fsync_duration_seconds", 0.001, 14},
 		{"etcd_snap_db_fsync_duration_seconds", 0.001, 14},
 		{"etcd_snap_db_save_total_duration_seconds", 0.1, 10},

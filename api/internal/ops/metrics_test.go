@@ -49,6 +49,14 @@ func TestNamesAreEtcds(t *testing.T) {
 	m.PeerRoundTrip.With("2")
 	m.ActivePeers.With("1", "2")
 	m.KnownPeers.With("1", "2")
+	m.SnapshotsSent.With("2")
+	m.SnapshotSendFailures.With("2")
+	m.SnapshotsSending.With("2")
+	m.SnapshotSendSeconds.With("2")
+	m.SnapshotsReceived.With("2")
+	m.SnapshotReceiveFailures.With("2")
+	m.SnapshotsReceiving.With("2")
+	m.SnapshotReceiveSeconds.With("2")
 
 	shown := map[string]string{}
 	for _, found := range regexp.MustCompile(`(?m)^# TYPE (\S+) (\S+)$`).FindAllStringSubmatch(scrape(t, m, Facts{}), -1) {

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"unsafe"
 
+	"github.com/kvorum/kvorum/metric"
 	"github.com/kvorum/kvorum/state/internal/table"
 )
 
@@ -17,6 +18,8 @@ type Options struct {
 	// Leased hears while the store opens of the keys that hang on a lease, in
 	// their order.
 	Leased func(key string, lease int64)
+
+	Removed *metric.Counter // versions that sweeps have removed; may be nil
 }
 
 // Store is the keys of one member.

@@ -192,6 +192,7 @@ func (s *Store) deleteRows(budget int) error {
 	defer batch.Close()
 
 	var bytes int64
+	before := len(sw.rows)
 	var from, to [rowKeyBytes]byte
 	for budget > 0 && len(sw.rows) > 0 {
 		n := 1
@@ -221,6 +222,7 @@ func (s *Store) deleteRows(budget int) error {
 		return err
 	}
 	s.bytes.Add(-bytes)
+	s.options.Removed.Add(uint64(before - len(sw.rows)))
 	if done {
 		s.swept.Store(int64(sw.target))
 		*sw = sweep{}
