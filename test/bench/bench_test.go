@@ -67,6 +67,9 @@ func TestLoadsAreChosenByName(t *testing.T) {
 	if _, _, err := choose(options{only: "put,prut", seconds: 1}); err == nil || !strings.Contains(err.Error(), `"prut"`) {
 		t.Error(err)
 	}
+	if _, _, err := choose(options{only: "big", seconds: 1, members: 3}); err == nil {
+		t.Error("many keys in a cluster")
+	}
 	if chosen, big, err = choose(options{seconds: 1}); err != nil || !big || len(chosen) < 9 {
 		t.Errorf("%d chosen, big %t, %v", len(chosen), big, err)
 	}

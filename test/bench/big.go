@@ -77,7 +77,7 @@ func compareBig(ctx context.Context, o options, products [2]product, dir string)
 	var houses [2]*household
 	var servers [2]*server
 	for i, p := range products {
-		s, err := newServer(ctx, p, dir)
+		s, err := newServer(ctx, p, dir, 1)
 		if err != nil {
 			return nil, err
 		}

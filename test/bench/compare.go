@@ -130,7 +130,7 @@ func compare(ctx context.Context, o options, c comparison, products [2]product, 
 	r := row{Name: c.name, What: c.what, Conns: c.conns, Streams: c.streams}
 	var servers [2]*server
 	for i, p := range products {
-		s, err := newServer(ctx, p, dir)
+		s, err := newServer(ctx, p, dir, o.members)
 		if err != nil {
 			return r, err
 		}

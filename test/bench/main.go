@@ -28,6 +28,7 @@ type options struct {
 	seconds float64
 	conns   int
 	streams int
+	members int
 	value   int
 	keys    uint64
 	big     uint64
@@ -68,6 +69,7 @@ func parse() options {
 	flag.Float64Var(&o.seconds, "seconds", 3, "measured seconds in a turn; a fifth of it is added for warming up")
 	flag.IntVar(&o.conns, "conns", 8, "connections of the loads with many callers")
 	flag.IntVar(&o.streams, "streams", 64, "callers on each of these connections")
+	flag.IntVar(&o.members, "members", 1, "members of each cluster, of which the leader is driven; CPU is that of all; "+bigName+" is for one")
 	flag.IntVar(&o.value, "value", 256, "bytes of a value")
 	flag.Uint64Var(&o.keys, "keys", 100_000, "keys of the loads")
 	flag.Uint64Var(&o.big, "big", 1_000_000, "keys of the section "+bigName)
@@ -121,6 +123,7 @@ func bench(ctx context.Context, o options) error {
 	if r.Machine, err = describe(root, dir, products[1]); err != nil {
 		return err
 	}
+	r.Members = o.members
 	r.Names = [2]string{products[0].name, products[1].name}
 	progress("%v", r.Machine)
 	if r.Floor, err = measureFloor(ctx, o); err != nil {
@@ -160,11 +163,14 @@ func bench(ctx context.Context, o options) error {
 func choose(o options) (chosen []comparison, big bool, err error) {
 	all := comparisons(o)
 	if o.only == "" {
-		return all, true, nil
+		return all, o.members <= 1, nil
 	}
 next:
 	for name := range strings.SplitSeq(o.only, ",") {
 		if name == bigName {
+			if o.members > 1 {
+				return nil, false, fmt.Errorf("%s is for clusters of one member", bigName)
+			}
 			big = true
 			continue
 		}

@@ -11,6 +11,7 @@ import (
 type report struct {
 	Machine machine   `json:"machine"`
 	Names   [2]string `json:"names"`
+	Members int       `json:"members"`
 	Floor   turn      `json:"floor"`
 	Loads   []row     `json:"loads"`
 	Big     *big      `json:"big,omitempty"`
@@ -65,6 +66,9 @@ func (r *report) markdown() string {
 	fmt.Fprintf(&b, "\n\nFloor, a responder that stores nothing: %.0f/s, client %.1f µs and responder %.1f µs of CPU a request.\n",
 		r.Floor.Rate, r.Floor.ClientCPU, r.Floor.ServerCPU)
 
+	if r.Members > 1 {
+		fmt.Fprintf(&b, "Clusters of %d members on this machine, asked at the leader; CPU is that of all members.\n", r.Members)
+	}
 	if len(r.Loads) > 0 {
 		rates := table{{"load", "callers", a, z, "rate ×", a + " p50", z + " p50", a + " p99", z + " p99", "p99 ×", a + " CPU", z + " CPU"}}
 		for _, row := range r.Loads {

@@ -6,12 +6,14 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -51,40 +53,87 @@ func (p product) command() []string {
 	return []string{p.binary, "server"}
 }
 
-// server is a process of a product with a data directory of its own, alone in
-// its cluster. It can be stopped and started again.
+// server is a process of a product with a data directory of its own. It can be
+// stopped and started again. Where it is not alone in its cluster, it leads it.
 type server struct {
 	product
 	dir     string // holds the data and what the process prints
 	client  string // host:port
 	peer    string
+	initial string // the members of its cluster
+	others  []*server
 	process *exec.Cmd
 	exited  chan struct{}
 }
 
-// newServer starts the product on an empty data directory below dir, and
-// returns when it is healthy.
-func newServer(ctx context.Context, p product, dir string) (*server, error) {
-	own, err := os.MkdirTemp(dir, p.name+"-")
+// newServer starts a cluster of the product on empty data directories below
+// dir, and returns its leader when all are healthy.
+func newServer(ctx context.Context, p product, dir string, members int) (_ *server, err error) {
+	var all []*server
+	defer func() {
+		if err != nil {
+			for _, s := range all {
+				s.remove()
+			}
+		}
+	}()
+	var initial []string
+	for range members {
+		own, err := os.MkdirTemp(dir, p.name+"-")
+		if err != nil {
+			return nil, err
+		}
+		s := &server{product: p, dir: own}
+		all = append(all, s)
+		if s.client, err = freePort(); err != nil {
+			return nil, err
+		}
+		if s.peer, err = freePort(); err != nil {
+			return nil, err
+		}
+		initial = append(initial, s.member()+"=http://"+s.peer)
+	}
+	for _, s := range all {
+		s.initial = strings.Join(initial, ",")
+		if err := s.start(); err != nil {
+			return nil, err
+		}
+	}
+	for _, s := range all {
+		if err := s.healthy(ctx); err != nil {
+			return nil, err
+		}
+	}
+	lead, err := leader(ctx, all)
 	if err != nil {
 		return nil, err
 	}
-	s := &server{product: p, dir: own}
-	if s.client, err = freePort(); err == nil {
-		s.peer, err = freePort()
-	}
-	if err == nil {
-		err = s.start()
-	}
-	if err == nil {
-		err = s.healthy(ctx)
-	}
-	if err != nil {
-		s.remove()
-		return nil, err
-	}
-	return s, nil
+	lead.others = slices.DeleteFunc(slices.Clone(all), func(s *server) bool { return s == lead })
+	return lead, nil
 }
+
+// leader waits until one of the servers says that it leads.
+func leader(ctx context.Context, all []*server) (found *server, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	err = all[0].poll(ctx, 10*time.Millisecond, func() error {
+		for _, s := range all {
+			metrics, err := s.get(ctx, "/metrics")
+			if err != nil {
+				return err
+			}
+			if bytes.Contains(metrics, []byte("\netcd_server_is_leader 1\n")) {
+				found = s
+				return nil
+			}
+		}
+		return errors.New("nobody leads")
+	})
+	return found, err
+}
+
+// member is its name in the cluster.
+func (s *server) member() string { return filepath.Base(s.dir) }
 
 func freePort() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -105,12 +154,13 @@ func (s *server) start() error {
 	}
 	defer output.Close()
 	command := append(s.command(),
+		"--name", s.member(),
 		"--data-dir", s.data(),
 		"--listen-client-urls", s.url(s.client),
 		"--advertise-client-urls", s.url(s.client),
 		"--listen-peer-urls", "http://"+s.peer,
 		"--initial-advertise-peer-urls", "http://"+s.peer,
-		"--initial-cluster", "default=http://"+s.peer,
+		"--initial-cluster", s.initial,
 		// Far above what any load writes: running full is not what is measured.
 		"--quota-backend-bytes", strconv.Itoa(64<<30),
 	)
@@ -153,22 +203,28 @@ func plainEnvironment() []string {
 func (s *server) healthy(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	client := http.Client{Transport: &http.Transport{TLSClientConfig: s.trust(), DisableKeepAlives: true}}
 	return s.poll(ctx, 10*time.Millisecond, func() error {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url(s.client)+"/health", nil)
-		if err != nil {
-			return err
-		}
-		response, err := client.Do(request)
-		if err != nil {
-			return err
-		}
-		response.Body.Close()
-		if response.StatusCode != http.StatusOK {
-			return errors.New(response.Status)
-		}
-		return nil
+		_, err := s.get(ctx, "/health")
+		return err
 	})
+}
+
+// get asks the server by HTTP.
+func (s *server) get(ctx context.Context, path string) ([]byte, error) {
+	client := http.Client{Transport: &http.Transport{TLSClientConfig: s.trust(), DisableKeepAlives: true}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url(s.client)+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return nil, errors.New(response.Status)
+	}
+	return io.ReadAll(response.Body)
 }
 
 // poll tries until it succeeds, the process is gone or ctx ends.
@@ -210,8 +266,11 @@ func (s *server) stop(signal syscall.Signal) (time.Duration, error) {
 	}
 }
 
-// remove ends the process, if it runs, and deletes all it has written.
+// remove ends the processes, if they run, and deletes all they have written.
 func (s *server) remove() {
+	for _, other := range s.others {
+		other.remove()
+	}
 	if s.process != nil && s.process.Process != nil {
 		s.process.Process.Kill() // fails only when it is gone already
 		<-s.exited
@@ -256,11 +315,15 @@ func (s *server) run(ctx context.Context, l load.Load, o load.Options) (*load.Re
 	return result, err
 }
 
-// cpu is the time, of user and system, that the process has used.
+// cpu is the time, of user and system, that all members have used.
 func (s *server) cpu() (time.Duration, error) {
 	used, err := processCPU(s.process.Process.Pid)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%s ended; its last words: %s", s.name, s.lastWords())
+	}
+	for _, other := range s.others {
+		theirs, otherErr := other.cpu()
+		used, err = used+theirs, errors.Join(err, otherErr)
 	}
 	return used, err
 }
