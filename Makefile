@@ -26,7 +26,7 @@ test:
 	$(GO) test ./...
 
 race: ## the rooms where goroutines meet
-	$(GO) test -race -short -tags invariants ./state/... ./replica/... ./wal ./listen ./api/... ./node
+	$(GO) test -race -short -tags invariants ./state/... ./replica/... ./wal ./listen ./rpc ./api/... ./node
 
 fuzz: ## every fuzz target, FUZZTIME each
 	@$(GO) test -list '^Fuzz' ./... | awk '/^Fuzz/ {f[n++]=$$1} /^ok/ {for (i=0;i<n;i++) print $$2, f[i]; n=0}' | \

@@ -1,0 +1,786 @@
+package rpc
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	readBytes     = 32 << 10 // taken from the socket at once
+	tableBytes    = 4096     // of the table that clients compress their headers with
+	lingerTimeout = time.Second
+
+	// Calls at once, where there is no limit.
+	streamsMax = 1 << 17
+
+	// Calls that their clients have given up, but whose handlers still run. A
+	// client with so many of them is refused more.
+	abandonedMax = 1000
+
+	// Frames that ask for nothing, between two that do. Nobody sane sends many.
+	tiresomeMax = 10_000
+)
+
+// conn is one connection.
+type conn struct {
+	server  *Server
+	options *Options
+
+	// Immutable after the handshake.
+	nc     net.Conn // set with mu held
+	socket *socket  // nil: writing may wait
+	peer   peer.Peer
+	born   time.Time
+
+	// Owned by the reader.
+	buffered *bufio.Reader
+	framer   *http2.Framer
+	decoder  *hpack.Decoder
+	block    block
+	head     *head  // of the last request
+	scratch  buffer // the answer that is made on the reader
+
+	lastRead atomic.Int64 // when the client was heard of, in ns since born
+	handling atomic.Int32 // unary calls on workers
+	running  sync.WaitGroup
+
+	mu   sync.Mutex
+	room sync.Cond // with mu: the client has read something, or never will
+
+	// Guarded by mu.
+	out       output
+	calls     map[uint32]*stream
+	abandoned int
+	lastID    uint32 // of the client's streams
+	tiresome  int
+	keep      keep
+
+	receiveWindow int // the client may send so much
+	grantsLeft    int
+	wantGrant     []*stream // in the order of asking
+
+	established bool
+	left        bool // the client was told the last stream that counts
+	closing     bool // nothing that comes now counts
+	ended       bool
+}
+
+// connError ends a connection, and is told to the client.
+type connError struct {
+	code http2.ErrCode
+	why  string
+}
+
+func (e connError) Error() string { return fmt.Sprintf("rpc: %s: %v", e.why, e.code) }
+
+func protocolError(why string) error { return connError{http2.ErrCodeProtocol, why} }
+
+func newConn(server *Server, nc net.Conn) *conn {
+	o := &server.options
+	c := &conn{server: server, options: o, nc: nc, born: time.Now(), calls: map[uint32]*stream{}}
+	c.room.L = &c.mu
+	c.receiveWindow = int(o.ConnectionWindowBytes)
+	c.grantsLeft = o.GrantBytesMax
+	c.out.window, c.out.streamWindow, c.out.headerListMax = initialWindow, initialWindow, math.MaxUint32
+
+	c.buffered = bufio.NewReaderSize((*source)(c), readBytes)
+	c.framer = http2.NewFramer(nil, c.buffered)
+	c.framer.SetMaxReadFrameSize(frameBytesMax)
+	c.framer.SetReuseFrames()
+	c.decoder = hpack.NewDecoder(tableBytes, c.field)
+	c.decoder.SetMaxStringLength(int(o.HeaderBytesMax))
+	return c
+}
+
+// serve answers the client until it leaves, and returns when nothing of the
+// connection is left.
+func (c *conn) serve() {
+	defer c.end()
+	if c.handshake() != nil {
+		return // who never was a client is told nothing
+	}
+	c.farewell(c.read())
+}
+
+// handshake agrees with the client on who they are and how they talk.
+func (c *conn) handshake() error {
+	if err := c.nc.SetDeadline(time.Now().Add(c.options.HandshakeTimeout)); err != nil {
+		return err
+	}
+	c.peer.Addr, c.peer.LocalAddr = c.nc.RemoteAddr(), c.nc.LocalAddr()
+	if c.options.Credentials != nil {
+		nc, info, err := c.options.Credentials.ServerHandshake(c.nc)
+		if err != nil {
+			return err
+		}
+		c.mu.Lock()
+		c.nc = nc
+		c.mu.Unlock()
+		c.peer.AuthInfo = info
+	}
+	beneath, sent := c.nc, c.options.Sent
+	if c.options.Beneath != nil {
+		beneath = c.options.Beneath(c.nc)
+	}
+	if beneath == c.nc {
+		sent = nil
+	}
+	c.socket = newSocket(beneath, sent)
+
+	c.mu.Lock()
+	c.greet()
+	c.mu.Unlock()
+
+	preface := make([]byte, len(http2.ClientPreface))
+	if _, err := io.ReadFull(c.buffered, preface); err != nil {
+		return err
+	}
+	if string(preface) != http2.ClientPreface {
+		c.farewell(protocolError("bogus greeting"))
+		return errors.New("rpc: bogus greeting")
+	}
+	return nil
+}
+
+// greet tells the client how it may talk.
+func (c *conn) greet() {
+	o := c.options
+	settings := []http2.Setting{{ID: http2.SettingMaxHeaderListSize, Val: o.HeaderBytesMax}}
+	if o.ConcurrentStreamsMax != math.MaxUint32 {
+		settings = append(settings, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: o.ConcurrentStreamsMax})
+	}
+	if o.StreamWindowBytes != initialWindow {
+		settings = append(settings, http2.Setting{ID: http2.SettingInitialWindowSize, Val: o.StreamWindowBytes})
+	}
+	c.out.settings(settings)
+	if n := int(o.ConnectionWindowBytes) - initialWindow; n > 0 {
+		c.out.windowUpdate(0, n)
+	}
+}
+
+// source is a connection as its reader reads it.
+type source conn
+
+// Read sees to it that no answer waits for the next request, and that a client
+// which does not read its answers sends no more.
+func (r *source) Read(p []byte) (int, error) {
+	c := (*conn)(r)
+	c.flush()
+	c.mu.Lock()
+	for len(c.out.ready) > unreadMax && !c.out.failed {
+		c.room.Wait()
+	}
+	c.mu.Unlock()
+	n, err := c.nc.Read(p)
+	c.lastRead.Store(int64(time.Since(c.born)))
+	return n, err
+}
+
+// read takes in frame after frame, until one is the last.
+func (c *conn) read() error {
+	for {
+		header, err := c.framer.ReadFrameHeader()
+		if err != nil {
+			return err
+		}
+		f, err := c.framer.ReadFrameForHeader(header)
+		if err != nil {
+			// A broken frame with headers would leave the tables of headers
+			// different on both sides: only here the rest can go on.
+			var broken http2.StreamError
+			if errors.As(err, &broken) && header.Type == http2.FrameWindowUpdate {
+				err = c.brokenUpdate(broken)
+			}
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if err := c.take(f); err != nil {
+			return err
+		}
+	}
+}
+
+// take does what a frame asks for.
+func (c *conn) take(f http2.Frame) error {
+	if !c.established {
+		if s, ok := f.(*http2.SettingsFrame); !ok || s.IsAck() {
+			return protocolError("the first frame is no settings")
+		}
+	}
+	switch f := f.(type) {
+	case *http2.DataFrame:
+		return c.takeData(f)
+	case *http2.HeadersFrame:
+		c.block = block{open: true, stream: f.StreamID, end: f.StreamEnded(), fields: c.block.fields[:0]}
+		c.decoder.SetEmitEnabled(true)
+		return c.takeFragment(f.HeaderBlockFragment(), f.HeadersEnded())
+	case *http2.ContinuationFrame:
+		if err := c.tire(); err != nil {
+			return err
+		}
+		return c.takeFragment(f.HeaderBlockFragment(), f.HeadersEnded())
+	case *http2.RSTStreamFrame:
+		return c.takeReset(f)
+	case *http2.SettingsFrame:
+		return c.takeSettings(f)
+	case *http2.PingFrame:
+		return c.takePing(f)
+	case *http2.WindowUpdateFrame:
+		return c.takeWindowUpdate(f)
+	case *http2.PushPromiseFrame:
+		return protocolError("clients do not push")
+	}
+	return c.tire() // priorities, farewells and what we do not know
+}
+
+// tire counts a frame that asks for nothing.
+func (c *conn) tire() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.tired()
+}
+
+func (c *conn) tired() error {
+	if c.tiresome++; c.tiresome > tiresomeMax {
+		return connError{http2.ErrCodeEnhanceYourCalm, "too many frames for nothing"}
+	}
+	return nil
+}
+
+// field takes in one field of a header block.
+func (c *conn) field(f hpack.HeaderField) {
+	if !c.block.add(f, c.options.HeaderBytesMax) {
+		c.decoder.SetEmitEnabled(false)
+	}
+}
+
+// takeFragment takes in a part of a header block. All of it must be decoded,
+// wanted or not: later blocks refer to it.
+func (c *conn) takeFragment(b []byte, last bool) error {
+	c.block.bytes += len(b)
+	_, err := c.decoder.Write(b)
+	if errors.Is(err, hpack.ErrStringLength) || c.block.bytes > 2*int(c.options.HeaderBytesMax) {
+		return connError{http2.ErrCodeEnhanceYourCalm, "headers are too large"}
+	}
+	if err == nil && last {
+		err = c.decoder.Close()
+	}
+	if err != nil {
+		return connError{http2.ErrCodeCompression, err.Error()}
+	}
+	if !last {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.takeHeaders(&c.block)
+}
+
+// takeHeaders makes a call of a whole header block. c.mu is held.
+func (c *conn) takeHeaders(b *block) error {
+	if b.stream%2 == 0 {
+		return protocolError("clients' streams are odd")
+	}
+	if b.stream <= c.lastID {
+		return c.takeTrailers(b)
+	}
+	c.lastID = b.stream
+	if c.left || c.closing {
+		return nil // as it was told
+	}
+	if b.tooLarge {
+		c.refuse(b.stream, refuse(http.StatusRequestHeaderFieldsTooLarge, codes.ResourceExhausted,
+			"grpc: received headers larger than max (%d)", c.options.HeaderBytesMax), b.end)
+		return c.tired()
+	}
+	if !c.head.says(b.fields) {
+		c.head = readHead(b.fields)
+	}
+	h := c.head
+	switch {
+	case h.malformed || b.duplicate || !b.pathSeen:
+		c.out.resetStream(b.stream, http2.ErrCodeProtocol)
+		return c.tired()
+	case h.refused != nil:
+		c.refuse(b.stream, h.refused, b.end)
+		return nil
+	case !c.roomForCall():
+		c.out.resetStream(b.stream, http2.ErrCodeRefusedStream)
+		return c.tired()
+	}
+	c.open(b, h)
+	return nil
+}
+
+// roomForCall bounds what one client can make us hold.
+func (c *conn) roomForCall() bool {
+	return len(c.calls)+c.abandoned < int(min(c.options.ConcurrentStreamsMax, streamsMax)) &&
+		c.abandoned < abandonedMax && c.out.pending < c.options.PendingBytesMax
+}
+
+// open begins a call. c.mu is held.
+func (c *conn) open(b *block, h *head) {
+	var deadline time.Time
+	if b.timeout != "" {
+		timeout, err := readTimeout(b.timeout)
+		if err != nil {
+			c.refuse(b.stream, refuse(http.StatusBadRequest, codes.Internal, "malformed grpc-timeout: %v", err), b.end)
+			return
+		}
+		if timeout == 0 {
+			c.refuse(b.stream, refuse(http.StatusOK, codes.DeadlineExceeded, "%v", context.DeadlineExceeded), b.end)
+			return
+		}
+		deadline = time.Now().Add(timeout)
+	}
+	m, unknown := c.server.lookup(b.path)
+	if m != nil && h.compressor == nil && h.encoding != "" && h.encoding != encoding.Identity {
+		unknown = status.Newf(codes.Unimplemented, "grpc: Decompressor is not installed for grpc-encoding %q", h.encoding)
+	}
+	if unknown != nil {
+		c.refuse(b.stream, &refusal{http.StatusOK, unknown}, b.end)
+		return
+	}
+
+	s := &stream{
+		c: c, id: b.stream, path: b.path, method: m, head: h, deadline: deadline,
+		receivedAll: b.end, receiveWindow: int(c.options.StreamWindowBytes), sendWindow: c.out.streamWindow,
+	}
+	c.calls[s.id] = s
+	if m.unary == nil {
+		s.waiting = &waiting{}
+		s.waiting.toReceive.L, s.waiting.toSend.L = &c.mu, &c.mu
+		s.ending.Lock()
+		s.watchDeadline() // its handler may wait for the client without looking at the context
+		s.ending.Unlock()
+		c.handle(s)
+	} else if b.end {
+		c.answer(s, nil, nil, errNoMessage)
+	}
+}
+
+// takeTrailers ends what the client sends. c.mu is held.
+func (c *conn) takeTrailers(b *block) error {
+	s := c.calls[b.stream]
+	switch {
+	case s == nil || s.receivedAll:
+		if s != nil {
+			c.closeCall(s)
+		}
+		c.out.resetStream(b.stream, http2.ErrCodeStreamClosed)
+		return c.tired()
+	case !b.end:
+		c.resetCall(s, http2.ErrCodeProtocol)
+		return c.tired()
+	}
+	s.receivedAll = true
+	if s.method.unary == nil {
+		s.wake()
+	} else if message := s.unread(); s.complete(message) {
+		c.handle(s)
+	}
+	return nil
+}
+
+// complete tells whether message, all that the client of a unary call sent,
+// can be handled. If not, the call has been answered. c.mu is held.
+func (s *stream) complete(message []byte) bool {
+	if err := s.onlyMessage(message); err != nil {
+		s.c.answer(s, nil, nil, err)
+		return false
+	}
+	return true
+}
+
+func (c *conn) takeData(f *http2.DataFrame) error {
+	size, data := int(f.Length), f.Data()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f.StreamID > c.lastID {
+		return protocolError("data on a stream that was not opened")
+	}
+	if c.receiveWindow -= size; c.receiveWindow < 0 {
+		return connError{http2.ErrCodeFlowControl, "the connection's window is exceeded"}
+	}
+	// What is held is bounded by the streams' windows. If this one depended on
+	// who takes what is received, a slow handler would stop all others.
+	if used := int(c.options.ConnectionWindowBytes) - c.receiveWindow; used > int(c.options.ConnectionWindowBytes)/2 {
+		c.receiveWindow += used
+		c.out.windowUpdate(0, used)
+	}
+
+	s := c.calls[f.StreamID]
+	if s == nil || c.closing {
+		return c.tired() // it may have been under way when the call ended
+	}
+	if s.receivedAll {
+		c.resetCall(s, http2.ErrCodeStreamClosed)
+		return nil
+	}
+	if s.receiveWindow -= size; s.receiveWindow < 0 {
+		c.resetCall(s, http2.ErrCodeFlowControl)
+		return nil
+	}
+	s.receivedAll = f.StreamEnded()
+	if len(data) == 0 && !s.receivedAll {
+		return c.tired()
+	}
+	c.tiresome = 0
+	if s.method.unary != nil {
+		c.takeUnary(s, data)
+		return nil
+	}
+	s.keep(data)
+	s.wake()
+	return nil
+}
+
+// takeUnary takes in a piece of the message of a unary call. c.mu is held, but
+// not while a handler runs here.
+func (c *conn) takeUnary(s *stream, data []byte) {
+	if !s.receivedAll {
+		s.keep(data)
+		message := s.unread()
+		if len(message) < prefixBytes {
+			return
+		}
+		n, err := s.checkPrefix(message)
+		switch {
+		case err != nil:
+			c.answer(s, nil, nil, err) // without waiting for the rest
+		case len(message) > prefixBytes+n:
+			c.answer(s, nil, nil, errManyMessages)
+		default:
+			c.wantWindow(s, prefixBytes+n-len(message))
+		}
+		return
+	}
+
+	// Mostly the message is a single frame, and can be read where it lies.
+	if s.received != nil {
+		s.keep(data)
+		data = s.unread()
+	}
+	if !s.complete(data) {
+		return
+	}
+	if now := s.method.fast.Now; now != nil && data[0] == 0 && s.head.codec == nil && s.head.compressor == nil {
+		c.mu.Unlock()
+		answer, ok, err := now(s, data[prefixBytes:], append(c.scratch.b[:0], make([]byte, prefixBytes)...))
+		if ok && err == nil {
+			c.scratch.b = answer
+			err = s.seal(&c.scratch)
+		}
+		c.mu.Lock()
+		if ok {
+			if err != nil {
+				answer = nil
+			}
+			c.answer(s, answer, nil, err)
+			if cap(c.scratch.b) > bufferMax {
+				c.scratch.b = nil
+			}
+			return
+		}
+	}
+	if s.received == nil {
+		s.keep(data)
+	}
+	c.handle(s)
+}
+
+// handle lets a worker run the handler. c.mu is held.
+func (c *conn) handle(s *stream) {
+	if s.method.unary != nil {
+		c.handling.Add(1)
+	}
+	s.handling = true
+	c.running.Add(1)
+	c.server.workers.start(s)
+}
+
+// wantWindow lets the client send the rest of a message, when there is room.
+// c.mu is held.
+func (c *conn) wantWindow(s *stream, rest int) {
+	more := rest - s.receiveWindow
+	if more <= 0 || s.wantsGrant {
+		return
+	}
+	// Who gets anything gets enough for the whole message: so whatever waits
+	// here, those who were let in can go to the end and make room.
+	s.wantsGrant = true
+	s.grant += more
+	c.wantGrant = append(c.wantGrant, s)
+	c.giveGrants()
+}
+
+func (c *conn) giveGrants() {
+	for len(c.wantGrant) > 0 {
+		s := c.wantGrant[0]
+		if !s.closed && s.wantsGrant {
+			more := s.grant - s.granted
+			if more > c.grantsLeft {
+				return
+			}
+			c.grantsLeft -= more
+			s.granted, s.wantsGrant = s.grant, false
+			s.receiveWindow += more
+			c.out.windowUpdate(s.id, more)
+		}
+		c.wantGrant = c.wantGrant[1:]
+	}
+	c.wantGrant = nil
+}
+
+// returnGrant gives room to others, once a message was taken. c.mu is held.
+func (c *conn) returnGrant(s *stream) {
+	c.grantsLeft += s.granted
+	s.grant, s.granted, s.wantsGrant = 0, 0, false
+	c.giveGrants()
+}
+
+// refill lets the client send on, after a handler has taken something. c.mu is
+// held.
+func (c *conn) refill(s *stream) {
+	usual := int(c.options.StreamWindowBytes)
+	more := usual + s.granted - len(s.unread()) - s.receiveWindow
+	if more >= usual/2 && !s.receivedAll && !s.closed {
+		s.receiveWindow += more
+		c.out.windowUpdate(s.id, more)
+	}
+}
+
+func (c *conn) takeReset(f *http2.RSTStreamFrame) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f.StreamID > c.lastID {
+		return protocolError("reset of a stream that was not opened")
+	}
+	if s := c.calls[f.StreamID]; s != nil {
+		c.closeCall(s)
+		return nil
+	}
+	return c.tired()
+}
+
+func (c *conn) takeSettings(f *http2.SettingsFrame) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.established {
+		c.establish()
+	} else if err := c.tired(); err != nil {
+		return err
+	}
+	if f.IsAck() {
+		return nil
+	}
+	err := f.ForeachSetting(func(s http2.Setting) error {
+		if err := s.Valid(); err != nil {
+			return err
+		}
+		switch s.ID {
+		case http2.SettingHeaderTableSize:
+			c.out.encoder.limitTable(s.Val)
+		case http2.SettingMaxHeaderListSize:
+			c.out.headerListMax = s.Val
+		case http2.SettingInitialWindowSize:
+			return c.moveWindows(int(s.Val))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	c.out.ready = appendFrameHeader(c.out.ready, 0, http2.FrameSettings, http2.FlagSettingsAck, 0)
+	return nil
+}
+
+// moveWindows changes the windows of all streams, also of open ones.
+func (c *conn) moveWindows(to int) error {
+	by := to - c.out.streamWindow
+	c.out.streamWindow = to
+	for _, s := range c.calls {
+		if by > 0 && s.sendWindow > windowMax-by {
+			return connError{http2.ErrCodeFlowControl, "a stream's window overflows"}
+		}
+		s.sendWindow += by
+		c.queue(s)
+	}
+	c.takeTurns()
+	return nil
+}
+
+func (c *conn) takeWindowUpdate(f *http2.WindowUpdateFrame) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	by := int(f.Increment)
+	if f.StreamID == 0 {
+		if c.out.window > windowMax-by {
+			return connError{http2.ErrCodeFlowControl, "the connection's window overflows"}
+		}
+		c.out.window += by
+		c.takeTurns()
+		return c.tired()
+	}
+	if f.StreamID > c.lastID {
+		return protocolError("window of a stream that was not opened")
+	}
+	if s := c.calls[f.StreamID]; s != nil {
+		if s.sendWindow > windowMax-by {
+			c.resetCall(s, http2.ErrCodeFlowControl)
+			return nil
+		}
+		s.sendWindow += by
+		c.queue(s)
+		c.takeTurns()
+	}
+	return c.tired()
+}
+
+// brokenUpdate ends the stream whose window was to grow by nothing.
+func (c *conn) brokenUpdate(e http2.StreamError) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.calls[e.StreamID]; s != nil {
+		c.resetCall(s, e.Code)
+	}
+	return c.tired()
+}
+
+// answer ends a call with message and err, or with one of both, from the
+// handler's side: of them goes out what still can. message is lent, unless of
+// holds it. c.mu is held.
+func (c *conn) answer(s *stream, message []byte, of *buffer, err error) {
+	s.handling = false
+	if s.abandoned {
+		c.abandoned--
+	}
+	if s.closed || s.answered {
+		of.free()
+		return
+	}
+	if message != nil {
+		if c.send(s, message, of); s.closed {
+			return
+		}
+	}
+	s.answered, s.status = true, statusOf(err)
+	if len(s.sending) == 0 {
+		c.sendTrailer(s)
+	}
+}
+
+func statusOf(err error) *status.Status {
+	if err == nil {
+		return nil
+	}
+	st, ok := status.FromError(err)
+	if !ok {
+		st = status.FromContextError(err)
+	}
+	return st
+}
+
+// resetCall ends a call on both sides. c.mu is held.
+func (c *conn) resetCall(s *stream, code http2.ErrCode) {
+	c.out.resetStream(s.id, code)
+	c.closeCall(s)
+}
+
+// closeCall forgets a call. c.mu is held.
+func (c *conn) closeCall(s *stream) {
+	s.closed = true
+	delete(c.calls, s.id)
+	if s.handling {
+		// Its handler is a burden until it has noticed.
+		s.abandoned = true
+		c.abandoned++
+	}
+	s.cancel(context.Canceled)
+	s.dropSending()
+	if s.granted > 0 || s.wantsGrant {
+		c.returnGrant(s)
+	}
+	if !s.handling {
+		s.dropReceived()
+	}
+	s.wake()
+	if len(c.calls) == 0 {
+		c.idle()
+	}
+}
+
+// abort ends the connection at once.
+func (c *conn) abort() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closing = true
+	c.nc.Close()
+}
+
+// farewell tells the client why the connection ends, if it does not know, and
+// waits a little for it to read that: closing with something unread would take
+// the last words back.
+func (c *conn) farewell(err error) {
+	var ours connError
+	var theirs http2.ConnectionError
+	switch {
+	case errors.As(err, &ours):
+	case errors.As(err, &theirs):
+		ours = connError{http2.ErrCode(theirs), "broken frame"}
+	case errors.Is(err, http2.ErrFrameTooLarge):
+		ours = connError{http2.ErrCodeFrameSize, "frame too large"}
+	default:
+		return
+	}
+	c.mu.Lock()
+	c.closing = true
+	c.closeCalls()
+	c.out.goAway(c.lastID, ours.code, ours.why)
+	c.mu.Unlock()
+	c.flush()
+	c.mu.Lock()
+	if c.socket != nil && !c.out.writing {
+		c.socket.end()
+	}
+	c.mu.Unlock()
+	if c.nc.SetReadDeadline(time.Now().Add(lingerTimeout)) == nil {
+		io.Copy(io.Discard, c.nc)
+	}
+}
+
+func (c *conn) closeCalls() {
+	for _, s := range c.calls {
+		c.closeCall(s)
+	}
+}
+
+// end closes what is left and waits for all who work for the connection.
+func (c *conn) end() {
+	c.mu.Lock()
+	c.closing, c.ended, c.out.failed = true, true, true
+	c.keep.stop()
+	c.closeCalls()
+	c.room.Broadcast()
+	c.mu.Unlock()
+	c.nc.Close()
+	c.running.Wait()
+}

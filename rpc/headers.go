@@ -1,0 +1,315 @@
+package rpc
+
+import (
+	"encoding/base64"
+	"fmt"
+	"math"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/net/http/httpguts"
+	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	grpcContentType = "application/grpc"
+	detailsHeader   = "grpc-status-details-bin"
+)
+
+// block is what was read of the header block of one request.
+type block struct {
+	open     bool // its last frame was not read yet
+	stream   uint32
+	end      bool // no message follows
+	size     uint32
+	bytes    int // as they came
+	tooLarge bool
+
+	path, timeout       string
+	pathSeen, duplicate bool
+	fields              []hpack.HeaderField // all others, in order
+}
+
+// add takes in one field. It returns false when the headers have become larger
+// than max.
+func (b *block) add(f hpack.HeaderField, max uint32) bool {
+	if b.size += f.Size(); b.size > max {
+		b.tooLarge = true
+		return false
+	}
+	switch f.Name {
+	case ":path":
+		b.duplicate = b.duplicate || b.pathSeen || b.regular()
+		b.path, b.pathSeen = f.Value, true
+	case "grpc-timeout":
+		b.timeout = f.Value
+	default:
+		b.fields = append(b.fields, f)
+	}
+	return true
+}
+
+// regular tells whether the part for pseudo header fields is over.
+func (b *block) regular() bool {
+	return b.timeout != "" || len(b.fields) > 0 && !b.fields[len(b.fields)-1].IsPseudo()
+}
+
+// head is what a request's headers say, but for path and timeout: the rest is
+// mostly the same in all requests of a connection, and then it is shared by
+// them. It is immutable.
+type head struct {
+	fields      []hpack.HeaderField
+	md          metadata.MD
+	contentType string
+	codec       encoding.CodecV2    // nil: protobuf
+	encoding    string              // of compressed messages
+	compressor  encoding.Compressor // nil: none, or encoding is not known
+
+	malformed bool // as HTTP/2
+	refused   *refusal
+}
+
+// refusal ends a call before its method is known.
+type refusal struct {
+	httpStatus int
+	status     *status.Status
+}
+
+func refuse(httpStatus int, code codes.Code, format string, args ...any) *refusal {
+	return &refusal{httpStatus, status.Newf(code, format, args...)}
+}
+
+// says tells whether h was made of the same fields.
+func (h *head) says(fields []hpack.HeaderField) bool {
+	return h != nil && slices.Equal(h.fields, fields)
+}
+
+// readHead makes sense of all fields but path and timeout.
+func readHead(fields []hpack.HeaderField) *head {
+	h := &head{
+		fields:      slices.Clone(fields),
+		md:          make(metadata.MD, len(fields)),
+		contentType: grpcContentType,
+	}
+	var contentType, httpMethod string
+	var isGRPC, regular bool
+	var methods, schemes int
+	for _, f := range fields {
+		if !httpguts.ValidHeaderFieldValue(f.Value) {
+			h.malformed = true
+			return h
+		}
+		if f.IsPseudo() {
+			h.malformed = h.malformed || regular
+			switch f.Name {
+			case ":method":
+				httpMethod = f.Value
+				methods++
+			case ":scheme":
+				schemes++
+			case ":authority":
+				h.md[f.Name] = append(h.md[f.Name], f.Value)
+			default:
+				h.malformed = true
+			}
+			continue
+		}
+		regular = true
+		if !validName(f.Name) {
+			h.malformed = true
+			return h
+		}
+		switch f.Name {
+		case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade":
+			h.malformed = true
+		case "te":
+			h.malformed = h.malformed || f.Value != "trailers"
+		case "content-type":
+			if contentType = f.Value; h.readContentType(f.Value) {
+				isGRPC = true
+				h.md[f.Name] = append(h.md[f.Name], f.Value)
+			}
+		case "grpc-encoding":
+			h.encoding = f.Value
+		case "grpc-message-type", "grpc-message", "grpc-status":
+			// not for handlers
+		default:
+			h.readMetadata(f.Name, f.Value)
+		}
+	}
+	h.malformed = h.malformed || methods > 1 || schemes > 1
+
+	authorities, hosts := h.md[":authority"], h.md["host"]
+	switch {
+	case len(authorities) > 1 || len(hosts) > 1:
+		h.refused = refuse(http.StatusBadRequest, codes.Internal,
+			"num values of :authority: %v, num values of host: %v, both must only have 1 value as per HTTP/2 spec", len(authorities), len(hosts))
+	case !isGRPC:
+		h.refused = refuse(http.StatusUnsupportedMediaType, codes.InvalidArgument, "invalid gRPC request content-type %q", contentType)
+	case h.refused != nil: // by readMetadata
+	case len(authorities)+len(hosts) == 0:
+		h.refused = refuse(http.StatusBadRequest, codes.Internal, "no host or :authority header present")
+	case httpMethod != http.MethodPost:
+		h.refused = refuse(http.StatusMethodNotAllowed, codes.Internal, "Received a HEADERS frame with :method %q which should be POST", httpMethod)
+	}
+	if len(authorities) == 0 && len(hosts) > 0 {
+		h.md[":authority"] = hosts
+	}
+	delete(h.md, "host")
+
+	if h.encoding != "" && h.encoding != encoding.Identity {
+		h.compressor = encoding.GetCompressor(h.encoding)
+	}
+	return h
+}
+
+// readContentType tells whether a request is gRPC, and how its messages are
+// encoded.
+func (h *head) readContentType(s string) bool {
+	rest, ok := strings.CutPrefix(s, grpcContentType)
+	if !ok || rest != "" && rest[0] != '+' && rest[0] != ';' {
+		return false
+	}
+	if len(rest) > 1 {
+		subtype := rest[1:]
+		h.contentType = grpcContentType + "+" + subtype
+		if subtype != proto.Name {
+			h.codec = encoding.GetCodecV2(strings.ToLower(subtype)) // nil: protobuf may do
+		}
+	}
+	return true
+}
+
+func (h *head) readMetadata(name, value string) {
+	if !strings.HasSuffix(name, "-bin") {
+		h.md[name] = append(h.md[name], value)
+		return
+	}
+	for part := range strings.SplitSeq(value, ",") { // several values may come as one
+		raw, err := decodeBinary(part)
+		if err != nil {
+			h.refused = refuse(http.StatusBadRequest, codes.Internal, "malformed binary metadata %q in header %q: %v", value, name, err)
+			return
+		}
+		h.md[name] = append(h.md[name], raw)
+	}
+}
+
+// validName tells whether s may be the name of a field on the wire.
+func validName(s string) bool {
+	if s == "" {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; c >= 'A' && c <= 'Z' || !httpguts.IsTokenRune(rune(c)) {
+			return false
+		}
+	}
+	return true
+}
+
+func decodeBinary(s string) (string, error) {
+	raw, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(s, "="))
+	return string(raw), err
+}
+
+func encodeBinary(b []byte) string { return base64.RawStdEncoding.EncodeToString(b) }
+
+var units = map[byte]time.Duration{
+	'H': time.Hour, 'M': time.Minute, 'S': time.Second,
+	'm': time.Millisecond, 'u': time.Microsecond, 'n': time.Nanosecond,
+}
+
+// readTimeout reads up to eight digits and a unit.
+func readTimeout(s string) (time.Duration, error) {
+	if len(s) < 2 {
+		return 0, fmt.Errorf("transport: timeout string is too short: %q", s)
+	}
+	if len(s) > 9 {
+		return 0, fmt.Errorf("transport: timeout string is too long: %q", s)
+	}
+	unit, ok := units[s[len(s)-1]]
+	if !ok {
+		return 0, fmt.Errorf("transport: timeout unit is not recognized: %q", s)
+	}
+	n, err := strconv.ParseUint(s[:len(s)-1], 10, 64)
+	if err != nil {
+		return 0, err
+	}
+	if n > uint64(math.MaxInt64/unit) {
+		return math.MaxInt64, nil
+	}
+	return time.Duration(n) * unit, nil
+}
+
+// encodeMessage makes s fit for the header grpc-message: printable ASCII
+// without percent signs stays, all else is escaped.
+func encodeMessage(s string) string {
+	plain := func(c byte) bool { return c >= ' ' && c <= '~' && c != '%' }
+	at := 0
+	for at < len(s) && plain(s[at]) {
+		at++
+	}
+	if at == len(s) {
+		return s
+	}
+	out := []byte(s[:at])
+	for _, r := range s[at:] { // what is not UTF-8 becomes U+FFFD
+		if r < utf8.RuneSelf && plain(byte(r)) {
+			out = append(out, byte(r))
+			continue
+		}
+		for _, c := range utf8.AppendRune(nil, r) {
+			out = fmt.Appendf(out, "%%%02X", c)
+		}
+	}
+	return string(out)
+}
+
+// reserved tells whether a handler's metadata must not use name, since the
+// protocol does.
+func reserved(name string) bool {
+	switch name {
+	case "content-type", "user-agent", "grpc-message-type", "grpc-encoding", "grpc-message", "grpc-status", "grpc-timeout", "te":
+		return true
+	}
+	return name == "" || name[0] == ':'
+}
+
+// checkMetadata tells what a handler may not send.
+func checkMetadata(md metadata.MD) error {
+	for name, values := range md {
+		if name == "" {
+			return status.Error(codes.Internal, "there is an empty key in the header")
+		}
+		if name[0] == ':' {
+			continue
+		}
+		for i := range len(name) {
+			c := name[i]
+			if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '.' && c != '-' && c != '_' {
+				return status.Errorf(codes.Internal, "header key %q contains illegal characters not in [0-9a-z-_.]", name)
+			}
+		}
+		if strings.HasSuffix(name, "-bin") {
+			continue
+		}
+		for _, value := range values {
+			for i := range len(value) {
+				if value[i] < 0x20 || value[i] > 0x7E {
+					return status.Errorf(codes.Internal, "header key %q contains value with non-printable ASCII characters", name)
+				}
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,220 @@
+package rpc_test
+
+import (
+	"errors"
+	"net"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/status"
+
+	"github.com/kvorum/kvorum/rpc"
+)
+
+func TestGracefulStopLetsCallsEnd(t *testing.T) {
+	client, s, server := ready(t, rpc.Options{})
+	ended := make(chan error, 1)
+	go func() {
+		_, err := client.EmptyCall(wants(t.Context(), "wait", "1"), &grpc_testing.Empty{})
+		ended <- err
+	}()
+	await(t, s.entered)
+	stopped := make(chan struct{})
+	go func() {
+		server.GracefulStop()
+		close(stopped)
+	}()
+
+	// Soon nobody gets in any more, while the call goes on.
+	for {
+		_, err := client.EmptyCall(within(t, 10*time.Second), &grpc_testing.Empty{})
+		if status.Code(err) == codes.Unavailable {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case <-stopped:
+		t.Fatal("stopped before the call had ended")
+	case err := <-ended:
+		t.Fatal("the call ended with", err)
+	default:
+	}
+	close(s.release)
+	if err := await(t, ended); err != nil {
+		t.Error(err)
+	}
+	await(t, stopped)
+	if err := server.Serve(&net.TCPListener{}); !errors.Is(err, rpc.ErrStopped) {
+		t.Error(err)
+	}
+}
+
+func TestStopEndsCalls(t *testing.T) {
+	client, s, server := ready(t, rpc.Options{})
+	ended := make(chan error, 2)
+	go func() {
+		_, err := client.EmptyCall(wants(t.Context(), "wait", "1"), &grpc_testing.Empty{})
+		ended <- err
+	}()
+	go func() {
+		stream, err := client.FullDuplexCall(t.Context())
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		ended <- err
+	}()
+	await(t, s.entered)
+	graceful := make(chan struct{})
+	go func() {
+		server.GracefulStop() // would wait for ever
+		close(graceful)
+	}()
+	server.Stop()
+	if got := await(t, s.entered); got != "context canceled" {
+		t.Error("the handler was told", got)
+	}
+	for range 2 {
+		if err := await(t, ended); status.Code(err) != codes.Unavailable {
+			t.Error(err)
+		}
+	}
+	await(t, graceful)
+}
+
+func TestStopReachesThoseWhoSaidNothing(t *testing.T) {
+	for name, stop := range map[string]func(*rpc.Server){"stop": (*rpc.Server).Stop, "graceful": (*rpc.Server).GracefulStop} {
+		t.Run(name, func(t *testing.T) {
+			s := rpc.New(rpc.Options{})
+			addr := start(t, s)
+			silent, idle := rawDial(t, addr), greeted(t, addr)
+			for range 2 { // settings, and that they were acknowledged
+				if _, err := idle.ReadFrame(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			go func() {
+				for {
+					f, err := idle.next()
+					if p, ok := f.(*http2.PingFrame); ok {
+						idle.WritePing(true, p.Data)
+					}
+					if err != nil {
+						idle.nc.Close()
+						return
+					}
+				}
+			}()
+			done := make(chan struct{})
+			go func() {
+				stop(s)
+				close(done)
+			}()
+			await(t, done)
+			silent.nc.SetDeadline(time.Now().Add(10 * time.Second))
+			for {
+				if _, err := silent.ReadFrame(); err != nil {
+					if got := say(nil, err); got == "silence" {
+						t.Error(got)
+					}
+					return
+				}
+			}
+		})
+	}
+}
+
+// TestAge also shows the two steps of leaving: calls that were under way
+// count, until the client has said that it knows.
+func TestAge(t *testing.T) {
+	s := &service{entered: make(chan string, 10), release: make(chan struct{})}
+	w := greeted(t, start(t, rpc.New(rpc.Options{ConnectionAgeMax: 50 * time.Millisecond}), testService(s)))
+	w.ask(1, false, append(usual(emptyCall), "wait", "1")...)
+	w.WriteData(1, true, nothing)
+	w.wants("goaway NO_ERROR max_age")
+	ping, err := w.next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.ask(3, false, usual(emptyCall)...)
+	w.WriteData(3, true, nothing)
+	w.wants(answered(3)...)
+	w.WritePing(true, ping.(*http2.PingFrame).Data)
+	w.wants("goaway NO_ERROR ")
+	w.ask(5, false, usual(emptyCall)...)
+	w.WriteData(5, true, nothing) // nobody cares
+	close(s.release)
+	w.wants(answered(1)...)
+	w.wants("closed")
+}
+
+func TestAgeHasAGrace(t *testing.T) {
+	s := &service{entered: make(chan string, 10)}
+	w := greeted(t, start(t, rpc.New(rpc.Options{ConnectionAgeMax: 20 * time.Millisecond, ConnectionAgeGrace: 20 * time.Millisecond}), testService(s)))
+	w.ask(1, false, append(usual(emptyCall), "wait", "1")...)
+	w.WriteData(1, true, nothing)
+	w.wants("goaway NO_ERROR max_age", "ping ack=false", "closed")
+	if await(t, s.entered); await(t, s.entered) != "context canceled" {
+		t.Error("the handler was told something else")
+	}
+}
+
+func TestIdleness(t *testing.T) {
+	s := &service{entered: make(chan string, 10), release: make(chan struct{})}
+	w := greeted(t, start(t, rpc.New(rpc.Options{ConnectionIdleMax: 50 * time.Millisecond}), testService(s)))
+	w.ask(1, false, append(usual(emptyCall), "wait", "1")...)
+	w.WriteData(1, true, nothing)
+	await(t, s.entered)
+	w.nc.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+	w.wants("silence") // it is not idle
+	w.nc.SetReadDeadline(time.Now().Add(10 * time.Second))
+	close(s.release)
+	w.wants(answered(1)...)
+	w.wants("goaway NO_ERROR max_idle")
+}
+
+func TestKeepalive(t *testing.T) {
+	addr := start(t, rpc.New(rpc.Options{KeepaliveInterval: 50 * time.Millisecond, KeepaliveTimeout: 100 * time.Millisecond}))
+	w := greeted(t, addr)
+	for range 3 { // as long as it shows life it may stay
+		w.wants("ping ack=false")
+		w.WritePing(true, [8]byte{})
+	}
+	w.wants("ping ack=false", "closed")
+}
+
+func TestPingsMayBeAllowed(t *testing.T) {
+	w := greeted(t, start(t, rpc.New(rpc.Options{PingIntervalMin: time.Nanosecond, PingWithoutStream: true}), testService(&service{})))
+	for range 20 {
+		w.WritePing(false, [8]byte{})
+		w.wants("ping ack=true")
+	}
+
+	// Answers give new patience.
+	w = greeted(t, start(t, rpc.New(rpc.Options{}), testService(&service{})))
+	for id := 1; id < 20; id += 2 {
+		w.WritePing(false, [8]byte{})
+		w.WritePing(false, [8]byte{})
+		w.wants("ping ack=true", "ping ack=true")
+		w.ask(uint32(id), false, usual(emptyCall)...)
+		w.WriteData(uint32(id), true, nothing)
+		w.wants(answered(id)...)
+	}
+}
+
+func TestHandshakeTakesNoLongerThanItMay(t *testing.T) {
+	w := rawDial(t, start(t, rpc.New(rpc.Options{HandshakeTimeout: 50 * time.Millisecond})))
+	for {
+		if _, err := w.ReadFrame(); err != nil {
+			if got := say(nil, err); got != "closed" {
+				t.Error(got)
+			}
+			return
+		}
+	}
+}

@@ -1,0 +1,18 @@
+//go:build !unix
+
+package rpc
+
+import (
+	"net"
+
+	"github.com/kvorum/kvorum/metric"
+)
+
+// socket would write without waiting, on systems that can.
+type socket struct{}
+
+func newSocket(net.Conn, *metric.Counter) *socket { return nil }
+
+func (*socket) try([]byte) (int, error) { return 0, net.ErrClosed }
+
+func (*socket) end() {}
