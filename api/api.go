@@ -71,6 +71,7 @@ type Options struct {
 	RequestBytesMax int           // of one proposal; default 1.5 MiB
 	TxnOpsMax       int           // default 128
 	RequestTimeout  time.Duration // a proposal may wait so long; default 7 s
+	LeaderTimeout   time.Duration // without a leader, streams of clients that want one end after so long; default 3 s
 	LearnersMax     int           // members without a vote; default 1
 	LeaseSecondsMin int64         // shorter leases are granted for so long; default 2
 	LaxReconfig     bool          // let changes of the members endanger the quorum
@@ -93,6 +94,7 @@ const (
 	defaultLearnersMax     = 1
 	defaultLeaseSecondsMin = 2
 	defaultRequestTimeout  = 7 * time.Second
+	defaultLeaderTimeout   = 3 * time.Second
 	defaultQuotaBytes      = 2 << 30
 	defaultSlowRequest     = 300 * time.Millisecond
 
@@ -113,6 +115,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.RequestTimeout == 0 {
 		o.RequestTimeout = defaultRequestTimeout
+	}
+	if o.LeaderTimeout == 0 {
+		o.LeaderTimeout = defaultLeaderTimeout
 	}
 	if o.LearnersMax == 0 {
 		o.LearnersMax = defaultLearnersMax
@@ -150,6 +155,7 @@ func New(o Options, backend Backend) *API {
 		RequestBytesMax: o.RequestBytesMax,
 		QuotaBytes:      o.QuotaBytes,
 		Timeout:         o.RequestTimeout,
+		LeaderTimeout:   o.LeaderTimeout,
 		Metrics:         o.Metrics.Gate,
 	}, backend)
 	a.calls = gate.NewCalls(a.gate, o.Metrics.Calls, o.SlowRequest, o.Logger)

@@ -30,6 +30,13 @@ type member struct {
 func newMember(t *testing.T, o Options) *member {
 	t.Helper()
 	m := &member{sequencer: newSequencer(t), options: o}
+	if o.Metrics == nil {
+		o.Metrics = NewMetrics(false)
+	}
+	m.hub = watch.New(watch.Options{View: m.machine.View, Metrics: watch.Metrics{
+		Events: o.Metrics.Events, Watchers: o.Metrics.Watchers, Slow: o.Metrics.SlowWatchers, Streams: o.Metrics.WatchStreams,
+		Pending: o.Metrics.PendingEvents,
+	}})
 	m.api = New(o, m.sequencer)
 
 	m.server = grpc.NewServer(grpc.MaxRecvMsgSize(m.api.MessageBytesMax()))
@@ -98,7 +105,7 @@ func newSequencer(t testing.TB) *sequencer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &sequencer{machine: machine, hub: watch.New(watch.Options{View: machine.View, ProgressInterval: 100 * time.Millisecond})}
+	s := &sequencer{machine: machine, hub: watch.New(watch.Options{View: machine.View})}
 	s.mu.status = Status{Cluster: 0xc1, Member: self, Leader: self, Term: 2}
 	return s
 }

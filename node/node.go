@@ -167,6 +167,7 @@ func apiOptions(s *config.Server, metrics *api.Metrics, log *slog.Logger) api.Op
 		RequestBytesMax: int(s.MaxRequestBytes),
 		TxnOpsMax:       s.MaxTxnOps,
 		RequestTimeout:  5*time.Second + 2*s.ElectionTimeout,
+		LeaderTimeout:   3 * s.ElectionTimeout,
 		QuotaBytes:      s.QuotaBackendBytes,
 		LearnersMax:     s.MaxLearners,
 		LeaseSecondsMin: leaseSecondsMin(s.ElectionTimeout),

@@ -54,7 +54,6 @@ const NoID = -1
 const (
 	emptyRange  = "mvcc: watcher range is empty"
 	duplicateID = "mvcc: duplicate watch ID provided on the WatchStream"
-	compacted   = "mvcc: required revision has been compacted"
 )
 
 // limits bound what a stream holds (W4), but for a single revision.
@@ -141,11 +140,11 @@ type Stream struct {
 
 	mu struct {
 		sync.Mutex
-		ended    error
-		cursors  map[int64]*cursor // nil: canceled by compaction, and its id is still taken
-		live     int
-		nextID   int64
-		furthest state.Revision // that a watcher has begun at
+		ended   error
+		cursors map[int64]*cursor // nil: canceled by compaction, and its id is still taken
+		live    int
+		nextID  int64
+		future  map[int64]state.Revision // where those begin who wait for a later revision
 
 		queue   []delivery
 		bytes   int64 // of events in the queue
@@ -268,10 +267,10 @@ func (s *Stream) Watch(ctx context.Context, r Request) error {
 		key, end := string(r.Span.Key), string(r.Span.End)
 		_, taken := s.mu.cursors[r.ID]
 		switch {
+		case r.From < 0:
+			return refuse(fault.Compacted.Text)
 		case end != "" && end != "\x00" && key >= end:
 			return refuse(emptyRange)
-		case r.From < 0:
-			return refuse(compacted)
 		case r.ID != 0 && taken:
 			return refuse(duplicateID)
 		case r.ID == 0:
@@ -289,7 +288,12 @@ func (s *Stream) Watch(ctx context.Context, r Request) error {
 			c.floor = head + 1
 		}
 		c.behind = c.floor <= head
-		s.mu.furthest = max(s.mu.furthest, c.floor)
+		if c.floor > head+1 {
+			if s.mu.future == nil {
+				s.mu.future = map[int64]state.Revision{}
+			}
+			s.mu.future[c.id] = c.floor
+		}
 		s.attach(c, key, end)
 		return notice{Message{ID: c.id, Created: true}, c}
 	})
@@ -348,8 +352,10 @@ func (s *Stream) request(ctx context.Context, change func() notice) error {
 func (s *Stream) Progress() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.mu.asked = true
-	s.wakeUp()
+	if s.reached(s.hub.Head()) {
+		s.mu.asked = true
+		s.wakeUp()
+	}
 }
 
 // attach lets a cursor be found. With the hub and the stream locked.
@@ -376,6 +382,7 @@ func (s *Stream) detach(c *cursor) {
 		s.hub.mu.index.remove(c.sub)
 	}
 	c.next, c.prev = nil, nil
+	delete(s.mu.future, c.id)
 	s.mu.live--
 	s.hub.options.Metrics.Watchers.Add(-1)
 }
@@ -431,13 +438,10 @@ func (s *Stream) loseAll(from, head state.Revision) {
 }
 
 // Next returns what to tell next, and waits until there is something. Its
-// error is that of ctx, a fault if the stream was ended, or a failure of the
-// table; after it there is nothing to come.
+// error is that of ctx if it would have to wait, a fault if the stream was
+// ended, or a failure of the table.
 func (s *Stream) Next(ctx context.Context) (Message, error) {
 	for {
-		if err := ctx.Err(); err != nil {
-			return Message{}, err
-		}
 		if m, ok, err := s.tell(); ok || err != nil {
 			return m, err
 		}
@@ -465,6 +469,7 @@ func (s *Stream) Next(ctx context.Context) (Message, error) {
 		case <-timer:
 			s.due = time.Time{}
 		case <-ctx.Done():
+			return Message{}, ctx.Err()
 		}
 	}
 }
@@ -481,7 +486,7 @@ func (s *Stream) take() (news bool, err error) {
 	// head, so that all up to the head is in the queue.
 	s.head = max(s.mu.head, s.hub.Head())
 	s.mu.head = s.head
-	s.owed, s.mu.asked = (s.owed || s.mu.asked) && s.allReached(), false
+	s.owed, s.mu.asked = (s.owed || s.mu.asked) && s.reached(s.head), false
 	s.taken, s.mu.queue = s.mu.queue, s.taken
 	s.notices, s.mu.notices = s.mu.notices, s.notices
 	s.missed, s.mu.lost = s.mu.lost, s.missed
@@ -671,21 +676,17 @@ func (s *Stream) report() (Message, bool) {
 	return Message{}, false
 }
 
-// allReached tells whether there are watchers and none of them waits for a
-// revision to come: one that does must not be told to go on before it. With the
+// reached tells whether there are watchers and none of them waits for a revision
+// behind the head: one that does must not be told to go on before it. With the
 // stream locked.
-func (s *Stream) allReached() bool {
-	if s.mu.live == 0 {
-		return false
-	}
-	if s.mu.furthest > s.head+1 {
-		for _, c := range s.mu.cursors {
-			if c != nil && c.floor > s.head+1 {
-				return false
-			}
+func (s *Stream) reached(head state.Revision) bool {
+	for id, from := range s.mu.future {
+		if from > head+1 {
+			return false
 		}
+		delete(s.mu.future, id)
 	}
-	return true
+	return s.mu.live > 0
 }
 
 // clock reads the clock if a report may be due, sets it to ring for the first,

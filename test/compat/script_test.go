@@ -37,6 +37,7 @@ import (
 //	server [flag=value ...]   start over with a fresh server, with these flags
 //	grpc Service/Method       send the body, a message in protobuf's text format
 //	http METHOD               send the lines behind the first, which is the path
+//	watch answers=N           send each line on a stream of watches, and receive N answers
 //
 // Arguments of grpc: times=N repeats the body's text N times in one message,
 // with {{i}} replaced by the count; field=(a,b) sends the message once for each
@@ -45,7 +46,8 @@ import (
 // error. loose hides revisions. {{x*100}} stands for a hundred x, and
 // <<text *100>> for a hundred times the text. as=NAME is the
 // name by which allowed.txt knows the case. http shows the headers of
-// cross-origin requests where cors is given.
+// cross-origin requests where cors is given. watch goes on with the stream of the
+// watch before unless new is given, and sends no more where last is.
 func TestScripts(t *testing.T) {
 	if rewriting() && !process.Reference() {
 		t.Fatalf("answers are recorded from a real etcd: set %s", process.Env)
@@ -83,6 +85,8 @@ type script struct {
 	server *process.Server
 	conn   *grpc.ClientConn
 
+	watching *watching
+
 	differences []string
 }
 
@@ -94,6 +98,8 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 		return ""
 	case "grpc":
 		answer = s.grpc(t, d)
+	case "watch":
+		answer = s.watch(t, d)
 	case "http":
 		answer = s.http(t, d)
 	default:
@@ -137,6 +143,7 @@ func (s *script) start(t *testing.T, args []datadriven.CmdArg) {
 	}
 	s.server = process.Start(t, process.Options{Flags: flags})
 	s.conn = s.server.Dial(t)
+	s.watching = nil
 }
 
 func (s *script) running(t *testing.T) *process.Server {

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/kvorum/kvorum/fault"
 	"github.com/kvorum/kvorum/metric"
 )
 
@@ -148,7 +149,13 @@ func (c *Calls) stream(m *method, inner grpc.StreamHandler) grpc.StreamHandler {
 			if err := c.gate.EnterStream(stream.Context(), m.name); err != nil {
 				return err
 			}
-			return inner(srv, counted{stream, m})
+			ctx, done := c.gate.leaderless.guard(stream.Context())
+			defer done()
+			err := inner(srv, counted{stream, ctx, m})
+			if cause := fault.Of(context.Cause(ctx)); err != nil && cause != nil {
+				return cause
+			}
+			return err
 		}()
 
 		err = statusOf(err)
@@ -169,8 +176,11 @@ func (c *Calls) finish(m *method, took time.Duration, err error) {
 // counted counts the messages of a stream.
 type counted struct {
 	grpc.ServerStream
-	m *method
+	ctx context.Context
+	m   *method
 }
+
+func (s counted) Context() context.Context { return s.ctx }
 
 func (s counted) SendMsg(msg any) error {
 	err := s.ServerStream.SendMsg(msg)

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kvorum/kvorum/fault"
@@ -77,6 +76,7 @@ type Options struct {
 	RequestBytesMax int
 	QuotaBytes      int64 // below 0: none
 	Timeout         time.Duration
+	LeaderTimeout   time.Duration
 	Metrics         Metrics
 }
 
@@ -94,11 +94,13 @@ type Gate struct {
 	backend  Backend
 	requests [requests]timer
 	ranges   timer
+
+	leaderless *leaderless
 }
 
 // New returns a gate before backend.
 func New(o Options, backend Backend) *Gate {
-	g := &Gate{options: o, backend: backend}
+	g := &Gate{options: o, backend: backend, leaderless: newLeaderless(backend.Status, o.LeaderTimeout)}
 	for r := range requests {
 		g.requests[r] = newTimer(o.Metrics.RequestSeconds, r.String())
 	}
@@ -156,13 +158,10 @@ func fencedAnswers(req any) bool {
 	return false
 }
 
-// wantsLeader refuses a client that asks not to be answered by a member which
-// is cut off.
+// wantsLeader refuses a client that wants a leader where there is none.
 func wantsLeader(ctx context.Context, s Status) error {
-	if s.Leader == 0 {
-		if wish := metadata.ValueFromIncomingContext(ctx, "hasleader"); len(wish) > 0 && wish[0] == "true" {
-			return fault.NoLeader
-		}
+	if s.Leader == 0 && requiresLeader(ctx) {
+		return fault.NoLeader
 	}
 	return nil
 }
