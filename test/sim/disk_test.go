@@ -23,6 +23,7 @@ type disk struct {
 	rng            *rand.Rand
 	names, durable map[string]*inode
 	tear           tearing
+	mark           func(name string)
 
 	full     bool // nothing can grow
 	failIn   int  // changes until one fails; 0: none will
@@ -46,8 +47,8 @@ const sectorBytes = 512
 
 var errDisk = errors.New("input/output error")
 
-func newDisk(rng *rand.Rand) *disk {
-	return &disk{rng: rng, names: map[string]*inode{}, durable: map[string]*inode{}}
+func newDisk(rng *rand.Rand, tear tearing, mark func(string)) *disk {
+	return &disk{rng: rng, tear: tear, mark: mark, names: map[string]*inode{}, durable: map[string]*inode{}}
 }
 
 // change is called before each change, and fails it if that is due.
@@ -95,8 +96,8 @@ func (d *disk) kill() {
 	d.failIn, d.dead, d.unsynced = 0, false, false
 }
 
-// lose is a power loss. It tells whether anything was torn.
-func (d *disk) lose() (torn bool) {
+// lose is a power loss.
+func (d *disk) lose() {
 	names := map[string]*inode{}
 	for _, name := range slices.Sorted(maps.Keys(d.names)) {
 		if d.durable[name] == d.names[name] || d.rng.IntN(100) >= d.tear.lose {
@@ -107,6 +108,7 @@ func (d *disk) lose() (torn bool) {
 		// A name that was removed or given to another file may come back.
 		if names[name] == nil && (d.names[name] != nil || d.rng.IntN(100) < d.tear.lose) {
 			names[name] = d.durable[name]
+			d.mark("power lost: removed file came back")
 		}
 	}
 	// A file that was renamed may be there under both names; they part here.
@@ -120,41 +122,47 @@ func (d *disk) lose() (torn bool) {
 		seen[n] = true
 	}
 	d.names = names
-	torn = d.loseFiles()
+	d.loseFiles()
 	d.durable = maps.Clone(d.names)
 	d.failIn, d.dead, d.unsynced = 0, false, false
-	return torn
 }
 
-func (d *disk) loseFiles() (torn bool) {
+func (d *disk) loseFiles() {
 	for _, name := range slices.Sorted(maps.Keys(d.names)) {
-		torn = d.names[name].lose(d.rng, d.tear) || torn
+		d.loseOf(d.names[name])
 	}
-	return torn
 }
 
-func (n *inode) lose(rng *rand.Rand, t tearing) (torn bool) {
+// loseOf loses what a file may lose.
+func (d *disk) loseOf(n *inode) {
+	rng, t := d.rng, d.tear
 	if len(n.dirty) == 0 && n.synced == len(n.data) {
-		return false
+		return
 	}
 	if len(n.data) > n.synced && rng.IntN(100) < t.lose {
 		n.data = n.data[:n.synced+rng.IntN(len(n.data)-n.synced+1)]
+		d.mark("power lost: file cut short")
 	}
 	for _, s := range slices.Sorted(maps.Keys(n.dirty)) {
-		if s*sectorBytes >= len(n.data) || rng.IntN(100) >= t.lose {
+		if s*sectorBytes >= len(n.data) {
+			continue
+		}
+		if rng.IntN(100) >= t.lose {
+			d.mark("power lost: unsynced sector kept")
 			continue
 		}
 		now := n.data[s*sectorBytes : min((s+1)*sectorBytes, len(n.data))]
 		old := make([]byte, len(now))
 		copy(old, n.dirty[s])
-		torn = true
 		if rng.IntN(100) >= t.garble {
 			copy(now, old)
+			d.mark("power lost: unsynced sector lost")
 			continue
 		}
 		// Bytes that the write left as they were survive it. From some byte on,
 		// the others are old, zero or garbage.
 		from, kind := rng.IntN(len(now)), rng.IntN(3)
+		d.mark([]string{"power lost: sector torn", "power lost: sector zeroed", "power lost: sector garbled"}[kind])
 		for i := from; i < len(now); i++ {
 			if old[i] == now[i] {
 				continue
@@ -170,7 +178,6 @@ func (n *inode) lose(rng *rand.Rand, t tearing) (torn bool) {
 		}
 	}
 	n.sync()
-	return torn
 }
 
 func (d *disk) PathBase(p string) string               { return path.Base(p) }

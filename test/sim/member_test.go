@@ -65,12 +65,11 @@ type member struct {
 func (w *world) addMember(id uint64, founder bool) *member {
 	m := &member{
 		w: w, id: id, founder: founder, rate: 100,
-		disk:   newDisk(rand.New(rand.NewPCG(w.seed, 1000+id))),
+		disk:   newDisk(rand.New(rand.NewPCG(w.seed, 1000+id)), w.tear, w.mark),
 		table:  state.NewMemory(),
 		staged: map[uint64][]byte{},
 		votes:  map[uint64]uint64{},
 	}
-	m.disk.tear = w.tear
 	w.members = append(w.members, m)
 	return m
 }
@@ -209,9 +208,7 @@ func (m *member) end(power bool) {
 		m.state = nil
 	}
 	if power {
-		if m.disk.lose() {
-			w.mark("torn write")
-		}
+		m.disk.lose()
 	} else {
 		m.disk.kill()
 	}
@@ -365,6 +362,9 @@ func (m *member) work() {
 		m.busy.appending = true
 		took := w.write/2 + time.Duration(w.disks.Int64N(int64(w.write))) + m.writeExtra
 		m.later(took, func() {
+			if took > w.tick*time.Duration(w.electionTicks) {
+				w.mark("write slower than an election")
+			}
 			m.busy.appending = false
 			m.did(m.step.Append())
 		})

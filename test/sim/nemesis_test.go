@@ -122,6 +122,7 @@ var faults = []harm{
 	{"clock rate", func(n *nemesis) { n.any().rate = 40 + n.w.fate.IntN(160) }},
 	{"clock step", func(n *nemesis) {
 		if m := n.any(); m.up && !m.paused {
+			n.w.mark("clock stepped")
 			m.tick(1 + n.w.fate.IntN(2*n.w.electionTicks))
 		}
 	}},
@@ -366,7 +367,7 @@ func (n *nemesis) destroy(m *member) {
 	if m.up {
 		m.end(true)
 	}
-	m.disk, m.table = newDisk(m.disk.rng), state.NewMemory()
+	m.disk, m.table = newDisk(m.disk.rng, w.tear, w.mark), state.NewMemory()
 	if m.ran {
 		if err := m.open(); err == nil {
 			w.fail("%v starts although its log is gone", m)
@@ -406,7 +407,7 @@ func (n *nemesis) heal() {
 	n.over = true
 	clear(w.network.cut)
 	clear(w.network.slow)
-	w.network.loss, w.setup.loss = 0, 0
+	w.network.loss, w.setup.loss, w.setup.twice = 0, 0, 0
 	for _, m := range w.members {
 		m.disk.full, m.disk.failIn = false, 0
 		m.writeExtra, m.rate, m.failing = 0, 100, false

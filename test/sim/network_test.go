@@ -8,13 +8,15 @@ import (
 	"github.com/kvorum/kvorum/state"
 )
 
-// network carries messages, or loses them. It never carries one twice: that is
-// what the transport promises to the replica.
+// network carries messages, or loses them, in any order. It may carry one
+// twice, but no proposal: that is what the transport promises to the replica.
 type network struct {
 	w    *world
 	cut  map[link]bool
 	slow map[link]time.Duration
 	loss int // permille, besides what is usual
+
+	arrived map[link]int // number of the newest message that has
 
 	messages, lost, snapshots int
 }
@@ -32,6 +34,9 @@ func (n *network) travel(l link) time.Duration {
 }
 
 func (n *network) drops(l link) bool {
+	if n.cut[l] && !n.cut[link{l.to, l.from}] {
+		n.w.mark("message lost one way")
+	}
 	return n.cut[l] || n.w.wire.IntN(1000) < n.w.setup.loss+n.loss
 }
 
@@ -43,12 +48,26 @@ func (n *network) send(m *member, msg *pb.Message) {
 		n.lose(m, msg.GetTo())
 		return
 	}
+	number := n.messages
+	n.carry(m, l, msg, number)
+	if msg.GetType() != pb.MsgProp && w.wire.IntN(1000) < w.twice {
+		w.mark("message comes twice")
+		n.carry(m, l, msg, number)
+	}
+}
+
+func (n *network) carry(m *member, l link, msg *pb.Message, number int) {
+	w := n.w
 	w.after(n.travel(l), func() {
 		to := w.member(l.to)
 		if to == nil || !to.up || n.cut[l] || to.told.Removed(state.MemberID(m.id)) || m.up && m.told.Removed(state.MemberID(l.to)) {
 			n.lose(m, l.to)
 			return
 		}
+		if n.arrived[l] > number {
+			w.mark("message overtaken")
+		}
+		n.arrived[l] = max(n.arrived[l], number)
 		w.note("deliver "+msg.GetType().String(), l.from<<8|l.to, msg.GetTerm(), msg.GetIndex())
 		to.receive(msg)
 	})

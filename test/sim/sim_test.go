@@ -127,8 +127,11 @@ func (s *sum) String() string {
 // something.
 var sometimes = []string{
 	"change of the members refused",
+	"clock stepped",
+	"disk full",
 	"follower removed from two voters",
 	"history through porcupine",
+	"joint membership",
 	"joint membership while links are cut",
 	"leader changed under a read",
 	"leader ended between append and commit",
@@ -137,7 +140,15 @@ var sometimes = []string{
 	"leader removed from two voters",
 	"learner promoted",
 	"member replaced",
+	"message comes twice",
+	"message lost one way",
+	"message overtaken",
 	"power lost with operations under way",
+	"power lost: sector garbled",
+	"power lost: sector torn",
+	"power lost: sector zeroed",
+	"power lost: unsynced sector kept",
+	"power lost: unsynced sector lost",
 	"read of a compacted revision",
 	"removed member left",
 	"restore failed",
@@ -150,11 +161,11 @@ var sometimes = []string{
 	"start without a log refused",
 	"sync failed",
 	"table fell back",
-	"torn write",
 	"unknown outcome, committed later",
 	"unknown outcome, never committed",
 	"voter removed",
 	"write failed",
+	"write slower than an election",
 }
 
 // TestSeeds runs clusters under faults, one for each seed.
@@ -176,6 +187,11 @@ func TestSeeds(t *testing.T) {
 		for _, name := range sometimes {
 			if s.marks[name] == 0 {
 				t.Errorf("no run got to: %s", name)
+			}
+		}
+		for _, f := range faults {
+			if s.faults[f.name] == 0 {
+				t.Errorf("no run had: %s", f.name)
 			}
 		}
 	}

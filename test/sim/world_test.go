@@ -29,6 +29,7 @@ type setup struct {
 
 	delay, jitter time.Duration // of messages
 	loss          int           // permille of messages, always
+	twice         int           // permille of messages that come twice
 	write         time.Duration // of the disk
 
 	faults  []string
@@ -61,6 +62,7 @@ func newSetup(rng *rand.Rand) setup {
 		delay:         ms(0, 5),
 		jitter:        ms(1, 20),
 		loss:          []int{0, 0, 5, 50, 150}[rng.IntN(5)],
+		twice:         []int{0, 0, 20, 200}[rng.IntN(4)],
 		write:         []time.Duration{100 * time.Microsecond, time.Millisecond, 8 * time.Millisecond}[rng.IntN(3)],
 		between:       ms(300, 8000),
 		tear:          tearing{lose: rng.IntN(101), garble: rng.IntN(101)},
@@ -120,7 +122,7 @@ func newWorld(seed uint64) *world {
 		schedule: stream(1), wire: stream(2), disks: stream(3), users: stream(4), fate: stream(5),
 		leaders: map[uint64]uint64{}, marks: map[string]int{},
 	}
-	w.network = network{w: w, cut: map[link]bool{}, slow: map[link]time.Duration{}}
+	w.network = network{w: w, cut: map[link]bool{}, slow: map[link]time.Duration{}, arrived: map[link]int{}}
 	w.oracle = newOracle(w)
 	w.nemesis = nemesis{w: w}
 	for id := uint64(1); id <= uint64(w.voters); id++ {
