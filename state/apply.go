@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/internal/mutant"
 	"github.com/kvorum/kvorum/state/internal/alarm"
 	"github.com/kvorum/kvorum/state/internal/mvcc"
 	"github.com/kvorum/kvorum/state/internal/table"
@@ -81,12 +82,24 @@ func (b *batch) abandon() {
 func (b *batch) commit() error {
 	v := b.next
 	at := position{v.Index, v.Term, b.keys.Revision(), b.keys.Compacted(), b.rows.checksum}
-	b.rows.batch.Set(positionKey, at.append(nil))
+	if mutant.On("index before data") {
+		early := v.core.table.Batch()
+		early.Set(positionKey, at.append(nil))
+		_ = early.Commit()
+	}
+	if !mutant.On("index after data") && (len(b.events) > 0 || !mutant.On("what changes no key leaves the index")) {
+		b.rows.batch.Set(positionKey, at.append(nil))
+	}
 	if err := b.rows.batch.Commit(); err != nil {
 		b.abandon()
 		return fmt.Errorf("state: apply up to entry %d: %w", v.Index, err)
 	}
 	b.rows.batch.Close()
+	if mutant.On("index after data") {
+		late := v.core.table.Batch()
+		late.Set(positionKey, at.append(nil))
+		_ = late.Commit()
+	}
 	v.Checksum = b.rows.checksum
 	v.keys = b.keys.Publish()
 	v.Revision, v.Compacted = v.keys.Revision, v.keys.Compacted
@@ -146,7 +159,7 @@ func (b *batch) entry(e *Entry, outcomes []Outcome) ([]Outcome, error) {
 		o.Revision = b.keys.Revision()
 		outcomes = append(outcomes, o)
 	}
-	if e.Configuration != nil && !refused {
+	if e.Configuration != nil && (!refused || mutant.On("refused change is stored")) {
 		b.next.Configuration = slices.Clone(e.Configuration)
 		b.rows.Set(configurationKey, e.Configuration)
 	}

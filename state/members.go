@@ -4,6 +4,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/internal/mutant"
 )
 
 // What is checked here depends on the state alone. Whether a change is wise
@@ -25,7 +26,7 @@ func (b *batch) publish(q *pb.Member) (Outcome, error) {
 // addMember adds a member that nobody has heard of yet.
 func (b *batch) addMember(q *pb.Member) (Outcome, error) {
 	id := MemberID(q.ID)
-	if b.next.members.WasRemoved(id) {
+	if b.next.members.WasRemoved(id) && !mutant.On("ids are used twice") {
 		return refuse(fault.MemberNotFound), nil // an id is never used twice
 	}
 	if _, ok := b.next.members.Find(id); ok || id == 0 {
@@ -70,6 +71,7 @@ func (b *batch) updateMember(q *pb.MemberUpdateRequest) (Outcome, error) {
 	}
 
 	m.PeerURLs = q.PeerURLs
+	m.Learner = m.Learner && !mutant.On("an update promotes")
 	b.next.members = b.next.members.Put(&b.rows, m)
 
 	return Outcome{Response: &pb.MemberUpdateResponse{Header: header(0), Members: b.next.MemberMessages()}}, nil
@@ -85,7 +87,7 @@ func (b *batch) promoteMember(q *pb.MemberPromoteRequest) (Outcome, error) {
 		return refuse(fault.NotLearner), nil
 	}
 
-	m.Learner = false
+	m.Learner = mutant.On("promoted in consensus only")
 	b.next.members = b.next.members.Put(&b.rows, m)
 
 	return Outcome{Response: &pb.MemberPromoteResponse{Header: header(0), Members: b.next.MemberMessages()}}, nil

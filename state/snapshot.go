@@ -9,6 +9,7 @@ import (
 	"hash/crc32"
 	"io"
 
+	"github.com/kvorum/kvorum/internal/mutant"
 	"github.com/kvorum/kvorum/state/internal/table"
 )
 
@@ -268,6 +269,13 @@ func (m *Machine) stage(stage table.Stage, r io.Reader, old *View) (*View, error
 	next, err := m.load(stage)
 	if err != nil {
 		return nil, err
+	}
+	if mutant.On("members survive a snapshot") && old.Index > 0 {
+		next.members = old.members
+	}
+	if mutant.On("index survives a snapshot") && old.Index > 0 {
+		batch.Set(positionKey, position{old.Index, old.Term, old.Revision, old.Compacted, old.Checksum}.append(nil))
+		_ = batch.Commit()
 	}
 	if next.Index <= old.Index {
 		return nil, fmt.Errorf("the snapshot is of index %d, which is not above %d", next.Index, old.Index)

@@ -7,6 +7,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/internal/mutant"
 	"github.com/kvorum/kvorum/state/internal/mvcc"
 )
 
@@ -158,7 +159,7 @@ func (b *batch) txn(q *pb.TxnRequest) (Outcome, error) {
 		case *pb.RequestOp_RequestPut:
 			return b.checkPut(putOf(op.RequestPut), before)
 		case *pb.RequestOp_RequestRange:
-			if f := before.Check(op.RequestRange.Revision); f != nil {
+			if f := before.Check(op.RequestRange.Revision); f != nil && (b.wanted || !mutant.On("ranges count where somebody waits")) {
 				return f
 			}
 		}
@@ -205,6 +206,9 @@ func (b *batch) do(op *pb.RequestOp) (*pb.ResponseOp, error) {
 	case *pb.RequestOp_RequestRange:
 		if !b.wanted {
 			return nil, nil
+		}
+		if mutant.On("ranges see the state before") {
+			return answerRange(op.RequestRange, b.machine.View().keys)
 		}
 		return answerRange(op.RequestRange, b.keys.View())
 	}

@@ -253,14 +253,14 @@ func (n *nemesis) configure() {
 	}
 	members := w.oracle.model.members
 	any := members[w.fate.IntN(len(members))].ID
-	if removed := w.oracle.model.removed; len(removed) > 0 && w.fate.IntN(20) == 0 {
+	if removed := w.oracle.model.removed; len(removed) > 0 && w.fate.IntN(6) == 0 {
 		any = removed[w.fate.IntN(len(removed))]
 	}
 	switch choice := w.fate.IntN(10); {
 	case choice < 3 && len(members) < 7 && len(w.members) < 25:
 		n.ids++
 		q := &pb.Member{ID: n.ids, PeerURLs: []string{peerURL(n.ids)}, IsLearner: w.fate.IntN(3) > 0}
-		switch w.fate.IntN(20) {
+		switch w.fate.IntN(10) {
 		case 0:
 			q.ID = any
 		case 1:

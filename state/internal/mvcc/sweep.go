@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/kvorum/kvorum/internal/mutant"
 	"github.com/kvorum/kvorum/state/internal/table"
 )
 
@@ -93,10 +94,13 @@ func (s *Store) Sweep(compacted Revision, budget int) (more bool, err error) {
 func (s *Store) visit(r *record) {
 	sw := &s.sweep
 	v := r.visible(sw.target)
+	if mutant.On("compacted beyond its revision") {
+		v = r.visible(sw.target + 1)
+	}
 	seen := visited{record: r}
 	switch {
 	case v == nil:
-	case v.deleted() && v.main < sw.target:
+	case v.deleted() && (v.main < sw.target || mutant.On("deletion at the compacted revision")):
 		seen.grave = v // the writer may be putting the key again
 	default:
 		// A watch may begin at the compacted revision itself.
