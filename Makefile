@@ -42,8 +42,8 @@ crash: ## real processes, killed for a while
 sim: ## whole clusters under faults, a seed each: make sim SEED=1 RUNS=2000
 	$(GO) test ./test/sim -count=1 -timeout 0 -run TestSeeds -v -seed $(SEED) -runs $(RUNS)
 
-mutants: ## mistakes made on purpose, which the simulation has to find
-	$(GO) test -tags mutants ./test/sim -count=1 -timeout 0 -run TestMutants -v
+mutants: ## mistakes made on purpose, which the general tests have to find
+	$(GO) test -tags mutants ./test/sim ./internal/mutant -count=1 -timeout 0 -run 'TestMutants|TestSuites' -v
 
 bench: ## side by side with etcd: make bench BENCH='-only put,get'
 	$(GO) run ./test/bench $(BENCH)
