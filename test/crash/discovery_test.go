@@ -6,6 +6,7 @@ import (
 )
 
 func TestMembersMeetInAnotherCluster(t *testing.T) {
+	t.Parallel()
 	registry := newSite(t)
 	process := registry.start(t)
 	known := registry.client(t)

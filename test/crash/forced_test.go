@@ -10,6 +10,7 @@ import (
 )
 
 func TestTheLastOfThreeMembersGoesOn(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 3)
 	ctx := t.Context()
 	const keys = 200
@@ -74,6 +75,7 @@ func TestTheLastOfThreeMembersGoesOn(t *testing.T) {
 }
 
 func TestADroppedMemberIsToldSo(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 3)
 	dropped := c.members[1:]
 	for _, m := range c.members {

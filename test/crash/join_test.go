@@ -33,6 +33,7 @@ func (c *cluster) hears(m *clusterMember, text string) {
 }
 
 func TestMembersAddThemselves(t *testing.T) {
+	t.Parallel()
 	c := &cluster{t: t}
 	ctx := t.Context()
 	first, second, third := c.newMember(), c.newMember(), c.newMember()
@@ -97,6 +98,7 @@ func TestMembersAddThemselves(t *testing.T) {
 }
 
 func TestAJoiningMemberIsAddedOnce(t *testing.T) {
+	t.Parallel()
 	c := &cluster{t: t}
 	ctx := t.Context()
 	first, next, operators := c.newMember(), c.newMember(), c.newMember()
@@ -149,6 +151,7 @@ func TestAJoiningMemberIsAddedOnce(t *testing.T) {
 }
 
 func TestMembersJoinUnderTLS(t *testing.T) {
+	t.Parallel()
 	c := &cluster{t: t}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
