@@ -65,6 +65,19 @@ func (m *member) Defragment(ctx context.Context) error {
 	return err
 }
 
+// giveBack gives the file system what the table does not need, if that is worth
+// it.
+func (m *member) giveBack(ctx context.Context, threshold int64) error {
+	total, _ := m.machine.Size()
+	free := m.machine.DiskBytes() - total
+	if free < threshold {
+		m.o.Log.Info("Skipping defragmentation", "free-bytes", free, "threshold-bytes", threshold)
+		return nil
+	}
+	m.o.Log.Info("defragmenting", "free-bytes", free, "threshold-bytes", threshold)
+	return m.Defragment(ctx)
+}
+
 func (m *member) MoveLeader(ctx context.Context, to state.MemberID) error {
 	s := m.replica.Status()
 	switch {

@@ -45,6 +45,11 @@ var ErrKilled = errors.New("killed")
 // fails. Sockets come first, then the directory: a server that cannot start
 // has changed nothing on disk.
 func Run(ctx context.Context, s *config.Server, log *slog.Logger) (err error) {
+	if s.MemoryLock {
+		if err := lockMemory(); err != nil {
+			return fmt.Errorf("lock the process in memory: %w", err)
+		}
+	}
 	metrics := api.NewMetrics(s.Metrics == "extensive")
 	doors, err := openDoors(ctx, s, metrics, log)
 	if err != nil {
@@ -151,6 +156,11 @@ func openServer(ctx context.Context, s *config.Server, dir *dataDir, d *doors, m
 	if now := dir.identity; !now.Started || now.Forced != s.ForceNewCluster {
 		now.Started, now.Forced = true, s.ForceNewCluster
 		if err := dir.claim(now); err != nil {
+			return nil, errors.Join(err, m.close())
+		}
+	}
+	if threshold := s.BootstrapDefragMegabytes; threshold > 0 {
+		if err := m.giveBack(ctx, int64(min(threshold<<20, math.MaxInt64))); err != nil {
 			return nil, errors.Join(err, m.close())
 		}
 	}
