@@ -94,7 +94,7 @@ func (c *clocks) renew(now time.Duration, k *clock) (holds bool) {
 	if k.ending {
 		return false
 	}
-	k.ends, k.write = later(now, k.ttl), c.nextWrite(now, k)
+	k.ends, k.write = max(k.ends, later(now, k.ttl)), c.nextWrite(now, k)
 	if k.written && !k.clearing {
 		k.clearing = true
 		c.clear = append(c.clear, k.id)
