@@ -46,7 +46,6 @@ func forge(t *testing.T, m *clusterMember) {
 // replaced.
 func TestAMemberWithOtherData(t *testing.T) {
 	t.Parallel()
-	t.Parallel()
 	// The table of a member that is killed is behind its log, far enough to be
 	// forged.
 	c := &cluster{t: t, flags: []string{"--heartbeat-interval=50", "--election-timeout=500", "--strict-reconfig-check=false"}}
