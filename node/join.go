@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/kvorum/kvorum/api"
@@ -251,6 +252,48 @@ func (a asker) join(ctx context.Context, own []string) (identity, error) {
 		case <-time.After(joinRest):
 		}
 	}
+}
+
+// lobby answers on the members' port from the beginning: founders ask each other
+// who runs already, and must not have to wait for each other's answers.
+type lobby struct {
+	server  *http.Server
+	handler atomic.Pointer[http.Handler] // nil: there is no member yet
+	ended   chan struct{}
+	err     error // once ended
+}
+
+func openLobby(port net.Listener) *lobby {
+	l := &lobby{ended: make(chan struct{})}
+	l.server = listen.HTTPServer(l)
+	go func() {
+		defer close(l.ended)
+		if err := l.server.Serve(port); !errors.Is(err, http.ErrServerClosed) {
+			l.err = fmt.Errorf("serve members: %w", err)
+		}
+	}()
+	return l
+}
+
+func (l *lobby) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h := l.handler.Load(); h != nil {
+		(*h).ServeHTTP(w, r)
+		return
+	}
+	http.Error(w, "this member is about to start", http.StatusServiceUnavailable)
+}
+
+// open has h answer from now on.
+func (l *lobby) open(h http.Handler) { l.handler.Store(&h) }
+
+func (l *lobby) wait() error {
+	<-l.ended
+	return l.err
+}
+
+func (l *lobby) close() {
+	l.server.Close()
+	<-l.ended
 }
 
 // peerHandler answers what does not need an identity.

@@ -62,6 +62,7 @@ type memberOptions struct {
 	Tick           time.Duration
 	ElectionTicks  int
 	NoPreVote      bool
+	Hasten         bool // the first election
 	NoSync         bool
 	KeepEntries    int
 	FlushEntries   uint64 // entries after which the table is made durable
@@ -195,6 +196,7 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 		},
 		Transport: postman{m},
 		Alone:     forced(o.Alone),
+		Hasten:    o.Hasten,
 		Leading:   func(term uint64) { m.office.Hold(state.Term(term)) },
 		Connected: m.connected,
 		Core:      replica.CoreOptions{ElectionTicks: o.ElectionTicks, NoPreVote: o.NoPreVote},

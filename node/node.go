@@ -56,6 +56,8 @@ func Run(ctx context.Context, s *config.Server, log *slog.Logger) (err error) {
 		return err
 	}
 	defer doors.close()
+	doors.lobby = openLobby(doors.peers.HTTP())
+	defer doors.lobby.close()
 
 	dir, err := openDataDir(s.DataDir)
 	if err != nil {
@@ -133,6 +135,7 @@ func openServer(ctx context.Context, s *config.Server, dir *dataDir, d *doors, m
 		Tick:          s.HeartbeatInterval,
 		ElectionTicks: int(s.ElectionTimeout / s.HeartbeatInterval),
 		NoPreVote:     !s.PreVote,
+		Hasten:        s.InitialElectionTickAdvance,
 		NoSync:        s.UnsafeNoFsync,
 		KeepEntries:   int(min(s.SnapshotCatchUpEntries, math.MaxInt32)),
 		FlushEntries:  s.SnapshotCount,
@@ -204,6 +207,7 @@ type doors struct {
 	peers   *listen.Splitter
 	http    net.Listener // nil unless HTTP has a port of its own
 	metrics net.Listener // nil unless metrics have a port of their own
+	lobby   *lobby       // on the members' port
 
 	credentials     *listen.Credentials // for clients; nil: there is no TLS
 	peerCredentials *listen.Credentials // for other members; nil likewise
@@ -389,7 +393,7 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 	}
 
 	web := listen.HTTPServer(handler)
-	forMembers := listen.HTTPServer(peerHandler(m, a.Members(), s.InitialClusterToken))
+	d.lobby.open(peerHandler(m, a.Members(), s.InitialClusterToken))
 	monitoring := listen.HTTPServer(a.Monitoring())
 	serveHTTP := func(server *http.Server, l net.Listener) {
 		g.Go(func() error {
@@ -407,7 +411,7 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 		serveHTTP(web, d.http)
 		d.clients.HTTP().Close()
 	}
-	serveHTTP(forMembers, d.peers.HTTP())
+	g.Go(d.lobby.wait)
 	if d.metrics != nil {
 		serveHTTP(monitoring, d.metrics)
 	}
@@ -433,7 +437,7 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 	if errors.Is(context.Cause(ctx), ErrKilled) {
 		stopMember()
 		server.Stop()
-		for _, server := range []*http.Server{web, monitoring, forMembers} {
+		for _, server := range []*http.Server{web, monitoring, d.lobby.server} {
 			server.Close()
 		}
 		return g.Wait()
@@ -456,7 +460,7 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 		server.GracefulStop()
 		close(gone)
 	}()
-	for _, server := range []*http.Server{web, monitoring, forMembers} {
+	for _, server := range []*http.Server{web, monitoring, d.lobby.server} {
 		server.Shutdown(drain)
 	}
 	select {
@@ -465,7 +469,7 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 		server.Stop()
 		<-gone
 	}
-	for _, server := range []*http.Server{web, monitoring, forMembers} {
+	for _, server := range []*http.Server{web, monitoring, d.lobby.server} {
 		server.Close()
 	}
 

@@ -39,13 +39,18 @@ func (s *switchboard) Send(messages []*pb.Message) {
 }
 
 // startThree runs a cluster whose machines are given back by id.
-func startThree(t testing.TB) (*switchboard, map[uint64]*sum, func()) {
+func startThree(t testing.TB, change ...func(*Options[uint64])) (*switchboard, map[uint64]*sum, func()) {
 	board := &switchboard{members: map[uint64]*Replica[uint64]{}}
 	machines := map[uint64]*sum{}
 	var stops []func() error
 	for id := uint64(1); id <= 3; id++ {
 		machines[id] = newSum(1, 2, 3)
-		r, stop := start(t, machines[id], vfs.NewMem(), "log", func(o *Options[uint64]) { o.ID, o.Transport = id, board })
+		r, stop := start(t, machines[id], vfs.NewMem(), "log", func(o *Options[uint64]) {
+			o.ID, o.Transport = id, board
+			for _, f := range change {
+				f(o)
+			}
+		})
 		board.mu.Lock()
 		board.members[id] = r
 		board.mu.Unlock()
@@ -57,6 +62,35 @@ func startThree(t testing.TB) (*switchboard, map[uint64]*sum, func()) {
 				t.Error(err)
 			}
 		}
+	}
+}
+
+func TestTheFirstElectionIsHastened(t *testing.T) {
+	elect := func(hasten bool) (took time.Duration) {
+		synctest.Test(t, func(t *testing.T) {
+			began := time.Now()
+			board, _, stop := startThree(t, func(o *Options[uint64]) {
+				o.Hasten = hasten
+				o.Connected = func(uint64) bool { return time.Since(began) > 300*time.Millisecond }
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			if err := board.members[2].Barrier(ctx); err != nil {
+				t.Fatal(err)
+			}
+			took = time.Since(began)
+			if leader, term := board.members[2].Status().Leader, board.members[2].Status().Term; hasten && (leader != 1 || term != 2) {
+				t.Errorf("%d leads in term %d", leader, term)
+			}
+			stop()
+		})
+		return took
+	}
+	if took := elect(false); took < time.Second {
+		t.Errorf("not hastened, it took %v", took)
+	}
+	if took := elect(true); took > 600*time.Millisecond {
+		t.Errorf("hastened, it took %v", took)
 	}
 }
 

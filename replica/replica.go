@@ -82,8 +82,12 @@ type Options[R any] struct {
 	// goes with a change of the membership. Default: the others count.
 	Alone func(MemberChange) []byte
 
+	// Hasten holds the first election as soon as a quorum can be reached,
+	// instead of waiting for a leader that may never have been.
+	Hasten bool
+
 	// Connected says whether a member can be reached. It only chooses the
-	// words of a timeout. Default: all can.
+	// words of a timeout, and when to hasten. Default: all can.
 	Connected func(id uint64) bool
 
 	BatchBytes   int    // of commands in one entry; default 1 MiB; one larger command is an entry

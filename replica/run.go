@@ -40,6 +40,9 @@ type raftLoop[R any] struct {
 	commands  [][]byte
 	ticked    time.Time
 
+	hastened bool   // there is no first election to hasten any more
+	quorumAt uint64 // tick since which a quorum can be reached, 0: none can
+
 	appendedAt uint64 // tick of the last append
 	unsettled  bool   // there was one since the log was settled
 }
@@ -130,12 +133,54 @@ func (r *Replica[R]) tick(now time.Time) {
 	l.ticked = now
 	r.core.Tick()
 	n := r.ticks.Add(1)
+	if r.o.Hasten && !l.hastened {
+		r.hasten(n)
+	}
 	if n%uint64(r.o.Core.ElectionTicks) == 0 {
 		r.sweep(n)
 	}
 	if l.unsettled && n-l.appendedAt >= uint64(r.o.Core.ElectionTicks) {
 		l.unsettled = false
 		r.appends.put(settle)
+	}
+}
+
+// hasten stands for the first election, once enough voters can be reached to
+// win it. They stand in turns, in the order of their ids, so that they do not
+// split the votes, until an election timeout would have come anyway. A leader
+// that there is already makes itself heard before, and the votes that are asked
+// for beforehand protect it where it does not.
+func (r *Replica[R]) hasten(now uint64) {
+	l, status := &r.loop, r.Status()
+	place, reached := -1, 0
+	for _, id := range status.Voters {
+		if id <= status.ID {
+			place++
+		}
+		if id == status.ID || r.o.Connected(id) {
+			reached++
+		}
+	}
+	voters := len(status.Voters)
+	switch {
+	case status.Leader != 0 || !slices.Contains(status.Voters, status.ID):
+		l.hastened = true
+		return
+	case reached <= voters/2:
+		l.quorumAt = 0
+		return
+	case l.quorumAt == 0:
+		l.quorumAt = now
+	}
+	heard := uint64(1) // ticks to hear of a leader
+	if r.o.Core.NoPreVote {
+		heard = 3
+	}
+	waited := now - l.quorumAt
+	if waited > uint64(r.o.Core.ElectionTicks) {
+		l.hastened = true
+	} else if waited >= heard && (waited-heard)%uint64(2*voters) == uint64(2*place) {
+		r.core.Campaign()
 	}
 }
 
