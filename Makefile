@@ -6,7 +6,7 @@ CRASH    ?= 300
 SEED     ?= 1
 RUNS     ?= 2000
 
-.PHONY: build check test race fuzz compat crash sim mutants bench run cluster
+.PHONY: build check test race fuzz proto compat crash sim mutants bench run cluster
 
 build: ## the binary, and its other names
 	$(GO) build -trimpath -o bin/kvorum ./cmd/kvorum
@@ -31,6 +31,9 @@ race: ## the rooms where goroutines meet
 fuzz: ## every fuzz target, FUZZTIME each
 	@$(GO) test -list '^Fuzz' ./... | awk '/^Fuzz/ {f[n++]=$$1} /^ok/ {for (i=0;i<n;i++) print $$2, f[i]; n=0}' | \
 	while read pkg target; do echo "== $$pkg $$target"; $(GO) test $$pkg -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) || exit 1; done
+
+proto: ## the Go code of our own .proto files
+	$(GO) run -C tools ./protogen $(addprefix ../,$(wildcard api/internal/*/*.proto))
 
 compat: ## unmodified clients of several versions, and the answers of a real etcd
 	@command -v etcdctl >/dev/null || { echo "installing Debian's etcd-client"; apt-get update -q && apt-get install -qy etcd-client; }

@@ -308,11 +308,11 @@ func messageOf(p mvcc.Pair) (*mvccpb.KeyValue, error) {
 	if err != nil {
 		return nil, err
 	}
-	return decodePair(encoded), nil
+	return DecodePair(encoded), nil
 }
 
-// decodePair decodes a pair that the machine has encoded.
-func decodePair(encoded []byte) *mvccpb.KeyValue {
+// DecodePair decodes a pair that a machine has encoded.
+func DecodePair(encoded []byte) *mvccpb.KeyValue {
 	kv := new(mvccpb.KeyValue)
 	err := proto.Unmarshal(encoded, kv)
 	must(err == nil, "pairs were encoded here")

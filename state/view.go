@@ -176,7 +176,7 @@ func Decode(a Answer) *pb.RangeResponse {
 	if len(a.Pairs) > 0 {
 		r.Kvs = make([]*mvccpb.KeyValue, len(a.Pairs))
 		for i, pair := range a.Pairs {
-			r.Kvs[i] = decodePair(pair)
+			r.Kvs[i] = DecodePair(pair)
 		}
 	}
 	return r

@@ -11,6 +11,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/kvorum/kvorum/api/internal/electionpb"
+	"github.com/kvorum/kvorum/api/internal/lockpb"
 	"github.com/kvorum/kvorum/fault"
 	"github.com/kvorum/kvorum/metric"
 )
@@ -53,6 +55,7 @@ type method struct {
 	started, received, sent *metric.Counter
 	handled                 [codes.Unauthenticated + 1]*metric.Counter
 	seconds                 *metric.Histogram
+	waits                   bool // as long as somebody else pleases: that is not slow
 }
 
 // newMethod also makes every series exist at zero: a rate over a series that
@@ -65,6 +68,7 @@ func (c *Calls) newMethod(service, name, kind string) *method {
 		sent:     c.metrics.Sent.With(name, service, kind),
 		seconds:  c.metrics.Seconds.With(name, service, kind),
 	}
+	m.waits = m.name == lockpb.Lock_Lock_FullMethodName || m.name == electionpb.Election_Campaign_FullMethodName
 	for code := range m.handled {
 		m.handled[code] = c.metrics.Handled.With(codes.Code(code).String(), name, service, kind)
 	}
@@ -116,7 +120,7 @@ func (c *Calls) unary(m *method) grpc.UnaryServerInterceptor {
 		if err == nil {
 			m.sent.Inc()
 		}
-		if c.slow > 0 && took > c.slow {
+		if c.slow > 0 && took > c.slow && !m.waits {
 			c.report(ctx, m, start, took, req, resp)
 		}
 		return resp, err

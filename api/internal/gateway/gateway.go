@@ -21,6 +21,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/kvorum/kvorum/api/internal/electionpb"
+	"github.com/kvorum/kvorum/api/internal/lockpb"
 	"github.com/kvorum/kvorum/fault"
 )
 
@@ -44,6 +46,8 @@ func New(conn grpc.ClientConnInterface, bodyBytesMax int64) (http.Handler, error
 		gw.RegisterClusterHandlerClient(ctx, mux, pb.NewClusterClient(conn)),
 		gw.RegisterMaintenanceHandlerClient(ctx, mux, pb.NewMaintenanceClient(conn)),
 		gw.RegisterAuthHandlerClient(ctx, mux, pb.NewAuthClient(conn)),
+		lockpb.RegisterLockHandlerClient(ctx, mux, lockpb.NewLockClient(conn)),
+		electionpb.RegisterElectionHandlerClient(ctx, mux, electionpb.NewElectionClient(conn)),
 	} {
 		if err != nil {
 			return nil, err

@@ -12,7 +12,9 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/kvorum/kvorum/api/internal/electionpb"
 	"github.com/kvorum/kvorum/api/internal/gate"
+	"github.com/kvorum/kvorum/api/internal/lockpb"
 	"github.com/kvorum/kvorum/state"
 	"github.com/kvorum/kvorum/watch"
 )
@@ -88,6 +90,8 @@ func Register(o Options, g *gate.Gate, b Backend, r grpc.ServiceRegistrar) {
 	pb.RegisterClusterServer(r, cluster{server: s})
 	pb.RegisterMaintenanceServer(r, maintenance{server: s})
 	pb.RegisterAuthServer(r, auth{server: s})
+	lockpb.RegisterLockServer(r, lock{server: s})
+	electionpb.RegisterElectionServer(r, election{server: s})
 	grpc_health_v1.RegisterHealthServer(r, health{})
 }
 
