@@ -77,6 +77,24 @@ func TestCompactionByTime(t *testing.T) {
 	}
 }
 
+func TestALeaderThatWasOvertakenCompactsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		c.term = 6
+		for range 9 {
+			if err := c.propose(t.Context(), state.Command{Kind: state.Put, Request: &pb.PutRequest{Key: []byte("k")}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		_ = Compaction{Revisions: 1, View: c.machine.View, Propose: c.propose, Log: slog.New(slog.DiscardHandler)}.Duty(ctx, 5)
+		if at := c.machine.View().Compacted; at != -1 {
+			t.Errorf("compacted at %d", at)
+		}
+	})
+}
+
 func TestCompactionByRevisions(t *testing.T) {
 	got := compactions(t, Compaction{Revisions: 8}, time.Minute, 21*time.Minute, nil)
 	want := []string{"10m0s at 2", "15m0s at 7", "20m0s at 12"}

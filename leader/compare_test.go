@@ -172,6 +172,25 @@ func TestAnAlarmIsRaisedOnce(t *testing.T) {
 	})
 }
 
+// TestWhoIsKnownIsPassedOver: an alarm that names nobody is raised once, too, and
+// nobody waits for one that is known to be corrupt.
+func TestWhoIsKnownIsPassedOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		c.say(3, 8)
+		c.compare(1)
+		c.want(3)
+		delete(c.sums, 3) // it would not answer
+		c.say(2, 9)
+		c.compare(1)
+		c.want(0, 3)
+		c.compare(9)
+		if applied, _ := c.machine.Applied(); applied != 3 {
+			t.Errorf("%d entries, want 2", applied-1)
+		}
+	})
+}
+
 func TestAFailureToRaiseIsTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
