@@ -13,7 +13,7 @@ type reading struct {
 	group  []*cursor       // those it is read for
 	keys   map[string]*sub // of the group, single keys
 	ranges []*sub
-	runs   [][]state.Event
+	runs   []run
 }
 
 // catchUp reads a piece of history for cursors that are behind, one piece for
@@ -159,11 +159,11 @@ func (s *Stream) readRecent(from state.Revision) (to state.Revision, all bool) {
 	r.runs, all = h.mu.recent.since(r.runs[:0], from, s.head, h.limits.pieceBytes)
 	h.mu.Unlock()
 	if to = s.head; !all {
-		to = r.runs[len(r.runs)-1][0].Revision
+		to = r.runs[len(r.runs)-1].revision
 	}
 	for _, run := range r.runs {
-		for i := range run {
-			s.hear(&run[i])
+		for i := range run.events {
+			s.hear(&run.events[i])
 		}
 	}
 	r.runs = reused(r.runs)

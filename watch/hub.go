@@ -1,6 +1,7 @@
 package watch
 
 import (
+	"sort"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -79,8 +80,10 @@ func (h *Hub) Publish(outcomes []state.Outcome, head state.Revision) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.mu.index.empty() {
-		h.mu.recent.restart(head + 1)
-		h.head.Store(int64(head))
+		if h.Head() != head {
+			h.mu.recent.restart(head + 1)
+			h.head.Store(int64(head))
+		}
 		return
 	}
 	for i := range outcomes {
@@ -143,62 +146,66 @@ func (h *Hub) Close() {
 	}
 }
 
-// recent holds the newest events, without a gap.
+// recent holds the newest events, without a gap, in a ring.
 type recent struct {
 	limit int64
-	from  state.Revision  // all events from here on are held
-	runs  [][]state.Event // each all events of one revision
+	from  state.Revision // all events from here on are held
+	ring  []run          // as long as a power of two
+	first uint           // place of the oldest, counted on and on
+	next  uint           // place of the next to come
 	bytes int64
 }
 
-func (r *recent) restart(from state.Revision) {
-	clear(r.runs)
-	r.runs, r.bytes, r.from = r.runs[:0], 0, from
+// run is all events of one revision. What is looked at to let go of it stands
+// here: the events themselves have left the processor's cache by then.
+type run struct {
+	revision state.Revision
+	bytes    int64
+	events   []state.Event
 }
 
-func (r *recent) push(run []state.Event) {
-	r.runs = append(r.runs, run)
-	r.bytes += runBytes(run)
+func (r *recent) at(i uint) *run { return &r.ring[i&uint(len(r.ring)-1)] }
+
+func (r *recent) restart(from state.Revision) {
+	r.ring, r.first, r.next, r.bytes, r.from = nil, 0, 0, 0, from
+}
+
+func (r *recent) push(events []state.Event) {
+	if int(r.next-r.first) == len(r.ring) {
+		longer := make([]run, max(64, 2*len(r.ring)))
+		for i := r.first; i != r.next; i++ {
+			longer[i&uint(len(longer)-1)] = *r.at(i)
+		}
+		r.ring = longer
+	}
+	one := run{revision: events[0].Revision, events: events}
+	for i := range events {
+		one.bytes += eventBytes(&events[i])
+	}
+	*r.at(r.next) = one
+	r.next++
+	r.bytes += one.bytes
 	for r.bytes > r.limit {
-		oldest := r.runs[0]
-		r.bytes -= runBytes(oldest)
-		r.from = oldest[0].Revision + 1
-		r.runs[0] = nil
-		r.runs = r.runs[1:] // append moves what is left when the room behind it ends
+		oldest := r.at(r.first)
+		r.bytes -= oldest.bytes
+		r.from = oldest.revision + 1
+		*oldest = run{}
+		r.first++
 	}
 }
 
 // since appends the runs of the revisions [from, to] to dst, until they make max
 // bytes, and tells whether these are all.
-func (r *recent) since(dst [][]state.Event, from, to state.Revision, max int64) (_ [][]state.Event, all bool) {
-	for i := r.at(from); i < len(r.runs) && r.runs[i][0].Revision <= to; i++ {
+func (r *recent) since(dst []run, from, to state.Revision, max int64) (_ []run, all bool) {
+	skip := sort.Search(int(r.next-r.first), func(i int) bool { return r.at(r.first+uint(i)).revision >= from })
+	for i := r.first + uint(skip); i != r.next && r.at(i).revision <= to; i++ {
 		if max <= 0 {
 			return dst, false
 		}
-		dst = append(dst, r.runs[i])
-		max -= runBytes(r.runs[i])
+		dst = append(dst, *r.at(i))
+		max -= r.at(i).bytes
 	}
 	return dst, true
-}
-
-// at returns the place of the first run that is not before a revision.
-func (r *recent) at(from state.Revision) int {
-	low, high := 0, len(r.runs)
-	for low < high {
-		if mid := (low + high) / 2; r.runs[mid][0].Revision < from {
-			low = mid + 1
-		} else {
-			high = mid
-		}
-	}
-	return low
-}
-
-func runBytes(run []state.Event) (sum int64) {
-	for i := range run {
-		sum += eventBytes(&run[i])
-	}
-	return sum
 }
 
 // eventBytes is about what an event takes up in memory.
