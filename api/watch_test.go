@@ -1,13 +1,17 @@
 package api
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
+	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.uber.org/goleak"
@@ -186,6 +190,102 @@ func TestEventsAreThoseOfTheAPI(t *testing.T) {
 		}
 		if fragments != (answers > 1) {
 			t.Errorf("fragments %v: %d answers", fragments, answers)
+		}
+	}
+}
+
+// Over HTTP the answers of a stream are lines; a WebSocket can also ask on.
+func TestWatchOverHTTP(t *testing.T) {
+	m := newMember(t, Options{})
+	if _, err := m.kv().Range(t.Context(), get("a")); err != nil { // the connection is up
+		t.Fatal(err)
+	}
+	before := goleak.IgnoreCurrent()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, m.url+"/v3/watch", strings.NewReader(`{"create_request":{"key":"YQ=="}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+
+	socket, _, err := websocket.Dial(ctx, m.url+"/v3/watch", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(request string) {
+		t.Helper()
+		if err := socket.Write(ctx, websocket.MessageText, []byte(request)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	next := map[string]func() string{
+		"lines": func() string { lines.Scan(); return lines.Text() },
+		"messages": func() string {
+			_, message, err := socket.Read(ctx)
+			if err != nil {
+				t.Error(err)
+			}
+			return string(message)
+		},
+	}
+	const head = `{"result":{"header":{"cluster_id":"193","member_id":"2748","revision":"%d","raft_term":"2"}`
+	expect := func(how string, revision int, rest string) {
+		t.Helper()
+		if got, want := next[how](), fmt.Sprintf(head, revision)+rest; got != want {
+			t.Errorf("%s:\n%s, want\n%s", how, got, want)
+		}
+	}
+	ask(`{"create_request":{"key":"YQ=="}}`)
+	for how := range next {
+		expect(how, 1, `,"created":true}}`)
+	}
+	m.put(t, "a", "1")
+	for how := range next {
+		expect(how, 2, `,"events":[{"kv":{"key":"YQ==","create_revision":"2","mod_revision":"2","version":"1","value":"MQ=="}}]}}`)
+	}
+	ask(`{"progress_request":{}}`)
+	expect("messages", 2, `,"watch_id":"-1"}}`)
+	ask(`{"cancel_request":{"watch_id":"0"}}`)
+	expect("messages", 2, `,"canceled":true}}`)
+
+	m.hub.Close()
+	for how, read := range next {
+		const end = `{"error":{"code":14,"message":"etcdserver: server stopped"`
+		if got := read(); !strings.HasPrefix(got, end) {
+			t.Errorf("%s: at the end %s, want %s", how, got, end)
+		}
+	}
+	if err := socket.Close(websocket.StatusNormalClosure, ""); err != nil {
+		t.Error(err)
+	}
+	resp.Body.Close()
+	http.DefaultClient.CloseIdleConnections()
+	if err := goleak.Find(before); err != nil {
+		t.Error(err)
+	}
+}
+
+// Browsers do not keep from a page what it receives over a WebSocket.
+func TestAStrangersPageGetsNoWebSocket(t *testing.T) {
+	m := newMember(t, Options{Origins: []string{"https://friend"}})
+	for origin, let := range map[string]bool{"https://friend": true, "https://stranger": false, m.url: true, "": true} {
+		header := http.Header{}
+		if origin != "" {
+			header.Set("Origin", origin)
+		}
+		socket, _, err := websocket.Dial(t.Context(), m.url+"/v3/watch", &websocket.DialOptions{HTTPHeader: header})
+		if let != (err == nil) {
+			t.Errorf("a page of %q: %v", origin, err)
+		}
+		if err == nil {
+			socket.CloseNow()
 		}
 	}
 }

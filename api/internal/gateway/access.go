@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
 )
 
@@ -28,6 +29,10 @@ func (a Access) Guard(next http.Handler) http.Handler {
 			h.Set("Access-Control-Allow-Methods", "POST, GET, OPTIONS, PUT, DELETE")
 			h.Set("Access-Control-Allow-Origin", origin)
 			h.Set("Access-Control-Allow-Headers", "accept, content-type, authorization")
+		} else if upgrades(r) && !sameOrigin(r) {
+			// Of what passes over a WebSocket, browsers keep nothing from a page.
+			http.Error(w, "The page's origin is not among those that --cors allows.", http.StatusForbidden)
+			return
 		}
 		if r.Method == http.MethodOptions {
 			w.WriteHeader(http.StatusOK)
@@ -49,6 +54,16 @@ func (a Access) origin(asked string) (allowed string, ok bool) {
 		return "*", true
 	}
 	return asked, asked != "" && slices.Contains(a.Origins, asked)
+}
+
+// sameOrigin tells whether r was sent by a page of this server, or by none.
+func sameOrigin(r *http.Request) bool {
+	origin := r.Header.Get("Origin")
+	if origin == "" {
+		return true
+	}
+	u, err := url.Parse(origin)
+	return err == nil && u.Host == r.Host
 }
 
 func (a Access) host(asked string) bool {

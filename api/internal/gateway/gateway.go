@@ -27,7 +27,7 @@ import (
 )
 
 // New returns the handler of all paths below /v3/. It reads at most
-// bodyBytesMax of a request.
+// bodyBytesMax of a request, or of each message if that is a WebSocket.
 func New(conn grpc.ClientConnInterface, bodyBytesMax int64) (http.Handler, error) {
 	mux := runtime.NewServeMux(
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, &marshaler{JSONPb: runtime.JSONPb{
@@ -54,6 +54,10 @@ func New(conn grpc.ClientConnInterface, bodyBytesMax int64) (http.Handler, error
 		}
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if upgrades(r) {
+			serveSocket(w, r, bodyBytesMax, mux)
+			return
+		}
 		r.Body = limited{http.MaxBytesReader(w, r.Body, bodyBytesMax)}
 		mux.ServeHTTP(w, r)
 	}), nil
