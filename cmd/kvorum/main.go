@@ -32,7 +32,7 @@ func main() {
 		Use:     "server",
 		Short:   "Run a member of a cluster; without settings, a cluster of one",
 		GroupID: "server",
-		Example: "  kvorum server\n  kvorum server --data-dir /var/lib/kvorum --listen-client-urls http://10.0.0.1:2379 --advertise-client-urls http://10.0.0.1:2379",
+		Example: "  kvorum server\n  kvorum server --data-dir /var/lib/kvorum --listen-client-urls http://10.0.0.1:2379 --advertise-client-urls http://10.0.0.1:2379\n  kvorum server --name m2 --join 10.0.0.1:2380",
 
 		// The settings of a server are etcd's, with one dash or two, and have a
 		// help of their own.
