@@ -63,7 +63,7 @@ func New(called string) *cobra.Command {
 	root.AddGroup(groups...)
 	root.SetHelpCommandGroupID(groupUtility)
 	root.AddCommand(
-		a.putCommand(), a.getCommand(), a.delCommand(), a.txnCommand(), a.compactionCommand(),
+		a.putCommand(), a.getCommand(), a.delCommand(), a.txnCommand(), a.compactionCommand(), a.leaseCommand(),
 		a.endpointCommand(), a.memberCommand(), a.moveLeaderCommand(), a.alarmCommand(), a.defragCommand(),
 		a.completionCommand(), a.optionsCommand(), a.versionCommand(),
 	)

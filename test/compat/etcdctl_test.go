@@ -79,7 +79,8 @@ func etcdctl37(t *testing.T) string {
 }
 
 // runEtcdctl runs a script of command lines. A script's only command is run;
-// its first line holds the arguments, the others are standard input.
+// its first line holds the arguments, the others are standard input. <lease>
+// stands for the id of the lease that was granted last.
 func runEtcdctl(t *testing.T, script, version, path string) {
 	if rewriting() && !process.Reference() {
 		t.Fatalf("answers are recorded from a real etcd: set %s", process.Env)
@@ -89,12 +90,13 @@ func runEtcdctl(t *testing.T, script, version, path string) {
 		t.Fatalf("%s is not etcdctl %s: %s (%v)", path, version, out, err)
 	}
 	server := process.Start(t, process.Options{})
+	lease := ""
 	datadriven.RunTest(t, script, func(t *testing.T, d *datadriven.TestData) string {
 		if d.Cmd != "run" {
 			d.Fatalf(t, "unknown command %q", d.Cmd)
 		}
 		line, stdin, _ := strings.Cut(d.Input, "\n")
-		cmd := etcdctl(path, append([]string{"--endpoints=" + server.ClientAddr}, arguments(line)...)...)
+		cmd := etcdctl(path, append([]string{"--endpoints=" + server.ClientAddr}, arguments(strings.ReplaceAll(line, "<lease>", lease))...)...)
 		var stdout, stderr bytes.Buffer
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(strings.ReplaceAll(stdin, "<empty>", "")), &stdout, &stderr
 		err := cmd.Run()
@@ -103,6 +105,9 @@ func runEtcdctl(t *testing.T, script, version, path string) {
 			d.Fatalf(t, "%v", err)
 		}
 		answer := stdout.String()
+		if granted := grantedLease.FindStringSubmatch(answer); granted != nil {
+			lease = granted[1]
+		}
 		if strings.HasSuffix(line, "protobuf") {
 			var r pb.RangeResponse // what the script asks for in this format
 			if err := proto.Unmarshal(stdout.Bytes(), &r); err != nil {
@@ -143,7 +148,9 @@ func arguments(line string) []string {
 }
 
 var (
-	decimalIDs = regexp.MustCompile(`("?(?:cluster_id|member_id|raft_term|raftTerm|raftIndex|raftAppliedIndex|leader|dbSize|dbSizeInUse|hash|ID|ClusterID|MemberID|RaftTerm|RaftIndex|RaftAppliedIndex|Leader|DBSize|DBSizeInUse|Hash)"? ?: ?)[1-9]\d*`)
+	grantedLease = regexp.MustCompile(`^lease ([0-9a-f]{16}) granted`)
+
+	decimalIDs = regexp.MustCompile(`("?(?:cluster_id|member_id|raft_term|raftTerm|raftIndex|raftAppliedIndex|leader|dbSize|dbSizeInUse|hash|ID|id|ClusterID|MemberID|RaftTerm|RaftIndex|RaftAppliedIndex|Leader|DBSize|DBSizeInUse|Hash)"? ?: ?)[1-9]\d*`)
 	hexIDs     = regexp.MustCompile(`\b[0-9a-f]{12,16}\b`)
 	durations  = regexp.MustCompile(`\b\d+(\.\d+)?(ms|µs|s)\b`)
 	statusLine = regexp.MustCompile(`(?m)^(CLIENT|http://CLIENT), ID, (.*)$`)
