@@ -14,6 +14,7 @@ import (
 	"github.com/kvorum/kvorum/replica"
 	"github.com/kvorum/kvorum/state"
 	"github.com/kvorum/kvorum/wal"
+	"github.com/kvorum/kvorum/watch"
 )
 
 const cluster state.ClusterID = 0xc1
@@ -39,6 +40,7 @@ type member struct {
 	paused bool
 	frozen []func() // what happens when it goes on
 	state  *state.Machine
+	hub    *watch.Hub
 	r      *replica.Replica[state.Outcome]
 	step   *replica.Stepper[state.Outcome]
 	busy   struct{ deciding, appending, applying, flushing, sweeping bool }
@@ -136,6 +138,7 @@ func (m *member) open() error {
 	v := m.state.View()
 	m.opened, m.told = v.Index, v
 	m.stale = 0
+	m.hub = watch.New(watch.Options{View: m.state.View, RecentBytes: int64(w.recentBytes)})
 	o := replica.Options[state.Outcome]{
 		ID: m.id,
 		Log: replica.LogOptions{
@@ -510,6 +513,7 @@ func (a machine) Apply(entries []replica.Entry) ([]state.Outcome, error) {
 	if v.Index != before.Index+state.Index(len(entries)) || v.Revision < before.Revision || v.Compacted < before.Compacted {
 		m.w.fail("%v: the view moved from index %d, revision %d, to %d, %d", m, before.Index, before.Revision, v.Index, v.Revision)
 	}
+	m.hub.Publish(outcomes, v.Revision)
 	m.w.oracle.applied(m, entries, outcomes)
 	m.flush()
 	if v.Compacted != before.Compacted {
@@ -543,6 +547,7 @@ func (a machine) Restore(at replica.Mark) error {
 			delete(m.staged, index)
 		}
 	}
+	m.hub.Restore(m.state.View().Revision)
 	m.w.oracle.view(m)
 	m.w.mark("snapshot installed")
 	if m.opened > 1 {

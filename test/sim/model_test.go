@@ -18,6 +18,7 @@ type model struct {
 	keys                []*versions // by name
 	at                  int64       // revision of the command under way
 	changed             bool
+	changes             []change     // of keys, oldest first
 	members             []*pb.Member // by id
 	removed             []uint64
 }
@@ -64,6 +65,7 @@ func (m *model) add(name string, kv *mvccpb.KeyValue) {
 	if !ok {
 		m.keys = slices.Insert(m.keys, i, &versions{name: name})
 	}
+	m.changes = append(m.changes, change{kv: kv, prev: m.get(name, m.at)})
 	m.keys[i].all = append(m.keys[i].all, kv)
 	m.changed = true
 }

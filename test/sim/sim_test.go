@@ -39,11 +39,16 @@ type result struct {
 }
 
 // simulate runs a seed.
-func simulate(t *testing.T, seed uint64) (r result) {
+func simulate(t *testing.T, seed uint64) result {
+	return simulateWith(t, seed, func(*world) {})
+}
+
+func simulateWith(t *testing.T, seed uint64, change func(*world)) (r result) {
 	runtime.GC()
 	cryptotest.SetGlobalRandom(t, seed) // raft's election timeouts
 	w := newWorld(seed)
 	r.setup, r.world = w.setup, w
+	change(w)
 	defer func() {
 		r.hash = w.trace.hash
 		switch p := recover().(type) {
@@ -71,6 +76,7 @@ type sum struct {
 	simulated, took         time.Duration
 	events, entries         int
 	called, answered, reads int
+	heard                   int
 	messages, snapshots     int
 	faults, marks           map[string]int
 }
@@ -84,6 +90,7 @@ func (s *sum) add(w *world) {
 	s.entries += len(w.oracle.entries)
 	s.messages += w.network.messages
 	s.snapshots += w.network.snapshots
+	s.heard += w.heard
 	for _, o := range w.history {
 		s.called++
 		if o.done && !o.unknown {
@@ -106,8 +113,8 @@ func (s *sum) String() string {
 	seconds := s.took.Seconds()
 	fmt.Fprintf(&b, "%d seeds in %v (%.1f a second), %.2f hours simulated (%.0f times as fast as real time), %d violations\n",
 		s.seeds, s.took.Round(time.Millisecond), float64(s.seeds)/seconds, s.simulated.Hours(), s.simulated.Seconds()/seconds, s.violations)
-	fmt.Fprintf(&b, "%d operations called, %d answered, %d of them reads; %d entries; %d messages, %d snapshots sent; %d events\n",
-		s.called, s.answered, s.reads, s.entries, s.messages, s.snapshots, s.events)
+	fmt.Fprintf(&b, "%d operations called, %d answered, %d of them reads; %d changes heard by watchers; %d entries; %d messages, %d snapshots sent; %d events\n",
+		s.called, s.answered, s.reads, s.heard, s.entries, s.messages, s.snapshots, s.events)
 	total := 0
 	for _, n := range s.faults {
 		total += n
@@ -164,6 +171,10 @@ var sometimes = []string{
 	"unknown outcome, committed later",
 	"unknown outcome, never committed",
 	"voter removed",
+	"watch from some revision",
+	"watch of the future",
+	"watch of what is compacted",
+	"progress of a watch told",
 	"write failed",
 	"write slower than an election",
 }

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/kvorum/kvorum/watch"
 )
 
 // setup is what a seed makes of a run.
@@ -20,12 +22,14 @@ type setup struct {
 	small         bool // messages, batches and windows are
 	traffic       time.Duration
 
-	clients int
-	think   time.Duration // of a client between two operations
-	timeout time.Duration // of an operation
-	keys    int
-	plain   bool // operations on single keys only, which porcupine can judge
-	mix     [kinds]int
+	clients     int
+	listeners   int
+	recentBytes int           // of events in memory, for those who are near
+	think       time.Duration // of a client between two operations
+	timeout     time.Duration // of an operation
+	keys        int
+	plain       bool // operations on single keys only, which porcupine can judge
+	mix         [kinds]int
 
 	delay, jitter time.Duration // of messages
 	loss          int           // permille of messages, always
@@ -79,6 +83,8 @@ func newSetup(rng *rand.Rand) setup {
 			s.faults = append(s.faults, f.name)
 		}
 	}
+	s.listeners = rng.IntN(4)
+	s.recentBytes = []int{1, 1000, 100_000}[rng.IntN(3)]
 	return s
 }
 
@@ -88,20 +94,23 @@ type world struct {
 	seed uint64
 
 	// Chance, apart for each part, so that a change of one leaves the others.
-	schedule, wire, disks, users, fate *rand.Rand
+	schedule, wire, disks, users, fate, ears *rand.Rand
 
 	now    time.Duration
 	queue  []event // a heap
 	events int
 
-	members []*member // ever made, by id
-	network network
-	oracle  *oracle
-	nemesis nemesis
-	clients []*client
-	history []*op
-	leaders map[uint64]uint64 // by term
-	floor   uint64            // newest index that somebody has been told of
+	members   []*member // ever made, by id
+	network   network
+	oracle    *oracle
+	nemesis   nemesis
+	clients   []*client
+	listeners []*listener
+	heard     int                       // events, by listeners
+	lie       func(*watch.Message) bool // what else they are told, if not nothing
+	history   []*op
+	leaders   map[uint64]uint64 // by term
+	floor     uint64            // newest index that somebody has been told of
 
 	marks map[string]int
 	trace trace
@@ -119,7 +128,7 @@ func newWorld(seed uint64) *world {
 	stream := func(n uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, n)) }
 	w := &world{
 		setup: newSetup(stream(0)), seed: seed,
-		schedule: stream(1), wire: stream(2), disks: stream(3), users: stream(4), fate: stream(5),
+		schedule: stream(1), wire: stream(2), disks: stream(3), users: stream(4), fate: stream(5), ears: stream(6),
 		leaders: map[uint64]uint64{}, marks: map[string]int{},
 	}
 	w.network = network{w: w, cut: map[link]bool{}, slow: map[link]time.Duration{}, arrived: map[link]int{}}
@@ -130,6 +139,9 @@ func newWorld(seed uint64) *world {
 	}
 	for i := range w.setup.clients {
 		w.clients = append(w.clients, &client{w: w, id: i})
+	}
+	for i := range w.setup.listeners {
+		w.listeners = append(w.listeners, newListener(w, i))
 	}
 	return w
 }
@@ -203,11 +215,17 @@ func (w *world) run() {
 	for _, c := range w.clients {
 		c.next()
 	}
+	for _, l := range w.listeners {
+		l.listen()
+	}
 	w.nemesis.next()
 	w.until(w.traffic, nil)
 
 	w.nemesis.heal()
 	w.settle()
+	for _, l := range w.listeners {
+		l.finish()
+	}
 	w.oracle.finish()
 	judge(w)
 	if w.plain {
