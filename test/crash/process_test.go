@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -118,6 +119,7 @@ func start(t testing.TB, argv ...string) *process {
 	t.Helper()
 	p := &process{Cmd: exec.Command(argv[0], argv[1:]...), output: &output{}, ended: make(chan struct{})}
 	p.Stdout, p.Stderr = p.output, p.output
+	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // a test that panics cleans nothing up
 	if err := p.Start(); err != nil {
 		t.Fatalf("start %q: %v", argv, err)
 	}
