@@ -128,13 +128,18 @@ func (l *Leases) wake() {
 	}
 }
 
-// Serve is the duty: it ends the leases whose time is over.
+// Serve is the duty: it ends the leases whose time is over, unless nothing is
+// to be written.
 func (l *Leases) Serve(ctx context.Context, term state.Term) error {
 	if err := l.start(ctx, term); err != nil {
 		return err
 	}
 	defer l.stop()
 	for ctx.Err() == nil {
+		if l.cluster.View().Frozen() {
+			l.wait(ctx, l.o.Rest, nil)
+			continue
+		}
 		d, wait := l.take()
 		if d.len() == 0 {
 			l.wait(ctx, wait, l.poke)

@@ -411,6 +411,23 @@ func TestProposalsAreInsistedOn(t *testing.T) {
 	})
 }
 
+// TestNothingEndsWhileNothingIsWritten raises the alarm that freezes a cluster.
+func TestNothingEndsWhileNothingIsWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t)
+		m := w.mayor(LeaseOptions{})
+		m.lead(2)
+		w.grant(1, 5)
+		alarm := func(action pb.AlarmRequest_AlarmAction) {
+			w.do(state.Alarm, state.Command{Request: &pb.AlarmRequest{Action: action, Alarm: pb.AlarmType_CORRUPT}})
+		}
+		alarm(pb.AlarmRequest_ACTIVATE)
+		w.at(20*time.Second, 1)
+		alarm(pb.AlarmRequest_DEACTIVATE)
+		w.at(20*time.Second + slack)
+	})
+}
+
 // TestManyEndTogether wants few commands for many ends.
 func TestManyEndTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -3,6 +3,7 @@ package state
 import (
 	"errors"
 	"iter"
+	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -165,6 +166,15 @@ func (v *View) Alarms(t pb.AlarmType) []*pb.AlarmMember { return alarm.Messages(
 // the others. 0 stands for one that is not known.
 func (v *View) Corrupt(id MemberID) bool {
 	return v.alarms.Has(alarm.Alarm{Type: pb.AlarmType_CORRUPT, Member: uint64(id)})
+}
+
+// Frozen tells whether an alarm says that somebody's state is wrong, but not
+// whose: nothing is to be written then.
+func (v *View) Frozen() bool {
+	return slices.ContainsFunc(v.Alarms(pb.AlarmType_CORRUPT), func(a *pb.AlarmMember) bool {
+		_, ok := v.Member(MemberID(a.MemberID))
+		return !ok
+	})
 }
 
 // Alarmed tells whether any member has raised an alarm of a type.
