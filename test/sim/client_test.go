@@ -20,6 +20,9 @@ const (
 	opDelete
 	opTxn
 	opCompact
+	opGrant
+	opRevoke
+	opExpire
 	opRange
 	opSerializable
 	kinds             // those of clients end here
@@ -33,6 +36,7 @@ const (
 // commands says what the state calls what changes it.
 var commands = map[kind]state.Kind{
 	opPut: state.Put, opDelete: state.DeleteRange, opTxn: state.Txn, opCompact: state.Compact,
+	opGrant: state.LeaseGrant, opRevoke: state.LeaseRevoke, opExpire: state.LeaseExpire,
 	opAdd: state.MemberAdd, opRemove: state.MemberRemove, opUpdate: state.MemberUpdate, opPromote: state.MemberPromote, opPublish: state.Publish,
 }
 
@@ -48,6 +52,7 @@ type op struct {
 	from    run    // who answers
 	floor   uint64 // index up to which all had been answered to somebody when it began
 	then    func() // called when it ends
+	term    uint64 // it is good for this term only; 0: for any
 
 	// What the client saw.
 	call, ret time.Duration
@@ -61,7 +66,8 @@ type op struct {
 
 	// What became of it, by the log; 0 if it is not there.
 	index     uint64
-	place     int // among the commands of the log
+	at        uint64 // term
+	place     int    // among the commands of the log
 	revision  int64
 	changes   bool
 	committed string
@@ -174,7 +180,7 @@ func (m *member) watch(o *op) {
 }
 
 func (o *op) encode() []byte {
-	b, err := state.Command{Kind: commands[o.kind], Principal: state.Principal{Revision: o.id}, Request: o.request}.Append(nil)
+	b, err := state.Command{Kind: commands[o.kind], Term: state.Term(o.term), Principal: state.Principal{Revision: o.id}, Request: o.request}.Append(nil)
 	if err != nil {
 		o.w.fail("encode %v: %v", o, err)
 	}
@@ -315,8 +321,13 @@ func (o *op) makeRequest() proto.Message {
 		}
 		return key, end
 	}
+	lease := func() int64 { return 1 + r.Int64N(6) }
 	put := func(key []byte) *pb.PutRequest {
-		return &pb.PutRequest{Key: key, Value: fmt.Appendf(nil, "v%d", o.id), PrevKv: r.IntN(4) == 0}
+		q := &pb.PutRequest{Key: key, Value: fmt.Appendf(nil, "v%d", o.id), PrevKv: r.IntN(4) == 0}
+		if w.leases && r.IntN(3) == 0 {
+			q.Lease = lease()
+		}
+		return q
 	}
 	read := func() *pb.RangeRequest {
 		q := &pb.RangeRequest{}
@@ -391,6 +402,14 @@ func (o *op) makeRequest() proto.Message {
 			q.Failure = append(q.Failure, &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: w.key()}}})
 		}
 		return q
+	case opGrant:
+		return &pb.LeaseGrantRequest{ID: lease(), TTL: 1 + r.Int64N(100)}
+	case opRevoke:
+		return &pb.LeaseRevokeRequest{ID: lease()}
+	case opExpire:
+		// As a leader does it whose term may be over.
+		o.term = max(1, o.m.r.Status().Term-r.Uint64N(2))
+		return &pb.LeaseLeasesResponse{Leases: []*pb.LeaseStatus{{ID: lease()}, {ID: lease()}}}
 	case opCompact:
 		return &pb.CompactionRequest{Revision: max(0, w.oracle.model.revision-r.Int64N(20)+1)}
 	}

@@ -21,6 +21,7 @@ type model struct {
 	changes             []change     // of keys, oldest first
 	members             []*pb.Member // by id
 	removed             []uint64
+	leases              []int64
 }
 
 // publication is what a member says of itself when it has started.
@@ -113,7 +114,7 @@ func (m *model) read(q *pb.RangeRequest, now int64) *pb.RangeResponse {
 
 func (m *model) put(q *pb.PutRequest) *pb.PutResponse {
 	old := m.get(string(q.Key), m.at)
-	kv := &mvccpb.KeyValue{Key: q.Key, Value: q.Value, CreateRevision: m.at, ModRevision: m.at, Version: 1}
+	kv := &mvccpb.KeyValue{Key: q.Key, Value: q.Value, CreateRevision: m.at, ModRevision: m.at, Version: 1, Lease: q.Lease}
 	if old != nil {
 		kv.CreateRevision, kv.Version = old.CreateRevision, old.Version+1
 		if q.IgnoreValue {
@@ -181,6 +182,11 @@ func (m *model) txn(q *pb.TxnRequest) (*pb.TxnResponse, *fault.Fault) {
 		}
 	}
 	for _, op := range ops {
+		if put := op.GetRequestPut(); put != nil {
+			if f := m.leased(put); f != nil {
+				return nil, f
+			}
+		}
 		if read := op.GetRequestRange(); read != nil {
 			if f := m.readable(read.Revision); f != nil {
 				return nil, f
@@ -202,6 +208,14 @@ func (m *model) txn(q *pb.TxnRequest) (*pb.TxnResponse, *fault.Fault) {
 	return r, nil
 }
 
+// command carries out the command of an operation, in an entry of a term.
+func (m *model) command(o *op, term uint64) string {
+	if o.term != 0 && o.term != term {
+		return text(nil, fault.LeaderChanged, m.revision)
+	}
+	return m.do(o.request)
+}
+
 // do carries out a request and returns the answer as text.
 func (m *model) do(q any) string {
 	m.at, m.changed = m.revision+1, false
@@ -209,6 +223,9 @@ func (m *model) do(q any) string {
 	var refusal *fault.Fault
 	switch q := q.(type) {
 	case *pb.PutRequest:
+		if refusal = m.leased(q); refusal != nil {
+			break
+		}
 		if q.IgnoreValue && m.get(string(q.Key), m.revision) == nil {
 			refusal = fault.KeyNotFound
 			break
@@ -232,6 +249,29 @@ func (m *model) do(q any) string {
 		if refusal = m.readable(q.Revision); refusal == nil {
 			response = m.read(q, m.revision)
 		}
+	case *pb.LeaseGrantRequest:
+		if slices.Contains(m.leases, q.ID) {
+			refusal = fault.LeaseExists
+			break
+		}
+		m.leases = append(m.leases, q.ID)
+		slices.Sort(m.leases)
+		response = &pb.LeaseGrantResponse{ID: q.ID, TTL: q.TTL}
+	case *pb.LeaseRevokeRequest:
+		if !m.end(q.ID) {
+			refusal = fault.LeaseNotFound
+			break
+		}
+		response = &pb.LeaseRevokeResponse{}
+	case *pb.LeaseLeasesResponse:
+		// Each at a revision of its own.
+		for _, one := range q.Leases {
+			if m.changed {
+				m.revision, m.changed = m.at, false
+				m.at++
+			}
+			m.end(one.ID)
+		}
 	default:
 		response, refusal = m.change(q)
 	}
@@ -239,6 +279,32 @@ func (m *model) do(q any) string {
 		m.revision = m.at
 	}
 	return text(response, refusal, m.revision)
+}
+
+// leased refuses a put on a lease that there is not.
+func (m *model) leased(q *pb.PutRequest) *fault.Fault {
+	if q.Lease != 0 && !slices.Contains(m.leases, q.Lease) {
+		return fault.LeaseNotFound
+	}
+	return nil
+}
+
+// end ends a lease and what hangs on it, and tells whether it was there.
+func (m *model) end(id int64) bool {
+	if !slices.Contains(m.leases, id) {
+		return false
+	}
+	m.leases = slices.DeleteFunc(m.leases, func(other int64) bool { return other == id })
+	var gone []*mvccpb.KeyValue
+	m.span([]byte{0}, []byte{0}, m.revision, func(kv *mvccpb.KeyValue) {
+		if kv.Lease == id {
+			gone = append(gone, kv)
+		}
+	})
+	for _, kv := range gone {
+		m.add(string(kv.Key), &mvccpb.KeyValue{Key: kv.Key, ModRevision: m.at})
+	}
+	return true
 }
 
 func (m *model) member(id uint64) *pb.Member {
@@ -345,7 +411,7 @@ func write(b *strings.Builder, response any) {
 	pairs := func(kvs ...*mvccpb.KeyValue) {
 		for _, kv := range kvs {
 			if kv != nil {
-				fmt.Fprintf(b, " %s=%s(%d,%d,%d)", kv.Key, kv.Value, kv.CreateRevision, kv.ModRevision, kv.Version)
+				fmt.Fprintf(b, " %s=%s(%d,%d,%d,%d)", kv.Key, kv.Value, kv.CreateRevision, kv.ModRevision, kv.Version, kv.Lease)
 			}
 		}
 	}
@@ -361,6 +427,8 @@ func write(b *strings.Builder, response any) {
 		pairs(r.Kvs...)
 	case *pb.CompactionResponse:
 		b.WriteString("compacted")
+	case *pb.LeaseGrantResponse:
+		fmt.Fprintf(b, "granted %d for %d", r.ID, r.TTL)
 	case *pb.TxnResponse:
 		fmt.Fprintf(b, "txn %v", r.Succeeded)
 		for _, op := range r.Responses {

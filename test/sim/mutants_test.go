@@ -36,6 +36,8 @@ func TestMutants(t *testing.T) {
 		{"promoted in consensus only", "19557: a voter that the members call a learner"},
 		{"an update promotes", "21737: a learner becomes a voter by the way"},
 		{"ids are used twice", "20967: somebody comes back from the dead"},
+		{"a leader of the past counts", "17425: a paused leader ends leases that live"},
+		{"a deleted key stays on its lease", "a key ends with a lease that it does not hang on"},
 		{"deletion at the compacted revision", "18089: compaction removes the event of its own revision"},
 		{"torn batch believed", "5230: half a write taken for a whole one"},
 		{"torn tail refused", "15069: a member that does not start after a power loss"},

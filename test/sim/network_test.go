@@ -30,6 +30,9 @@ func (n *network) travel(l link) time.Duration {
 	if w.wire.IntN(100) == 0 {
 		d += 10 * w.jitter // a straggler
 	}
+	if !w.nemesis.over && w.wire.IntN(300) == 0 { // one that comes when others lead
+		d += time.Duration(w.wire.Int64N(8 * int64(w.tick) * int64(w.electionTicks)))
+	}
 	return d
 }
 

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	pb "go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
@@ -95,6 +96,10 @@ func (o *oracle) learner(id uint64) bool { return slices.Contains(o.membersAt(o.
 // number returns the operation that a command belongs to. It stands where the
 // revision of users would: there are no users here.
 func number(command []byte) uint64 {
+	if command[0] == 255 { // a term comes first
+		_, size := binary.Uvarint(command[1:])
+		command = command[1+size:]
+	}
 	n, _ := binary.Uvarint(command[1:])
 	return n
 }
@@ -147,7 +152,7 @@ func (o *oracle) commit(m *member, e replica.Entry) {
 			w.fail("%v is in the log at %d and at %d", op, at, e.Index)
 		}
 		o.places[op.id] = e.Index
-		op.index, op.place = e.Index, len(o.places)
+		op.index, op.at, op.place = e.Index, e.Term, len(o.places)
 		if op.never {
 			w.fail("%v was answered with %v, but is executed", op, op.err)
 		}
@@ -158,9 +163,14 @@ func (o *oracle) commit(m *member, e replica.Entry) {
 			w.fail("%v is at %d of the log, though %d was acknowledged before it began", op, e.Index, op.floor)
 		}
 		before := o.model.revision
-		answer := o.model.do(op.request)
+		answer := o.model.command(op, e.Term)
+		if op.term != 0 && op.term != e.Term {
+			w.mark("end of a lease by a leader of the past")
+		} else if o.model.revision > before && (op.kind == opExpire || op.kind == opRevoke) {
+			w.mark("lease ends with its keys")
+		}
 		op.committed = answer
-		if o.model.revision > before+1 {
+		if o.model.revision > before+1 && op.kind != opExpire {
 			w.fail("the model is wrong")
 		}
 		op.revision = o.model.revision
@@ -315,11 +325,35 @@ func (o *oracle) finish() {
 		if got != want {
 			w.fail("%v holds\n%s\nexpected\n%s", m, got, want)
 		}
+		o.leases(m)
 	}
 	for _, op := range w.history {
 		op.once()
 		if op.unknown && op.index == 0 && op.kind != opRange && op.kind != opSerializable {
 			w.mark("unknown outcome, never committed")
 		}
+	}
+}
+
+// leases compares the leases that a member holds with the model's, and the keys
+// on them with what the keys themselves say.
+func (o *oracle) leases(m *member) {
+	v := m.state.View()
+	var held []int64
+	for one := range v.Leases() {
+		held = append(held, int64(one.ID))
+		keys := slices.Collect(v.LeaseKeys(one.ID))
+		var want []string
+		o.model.span([]byte{0}, []byte{0}, o.model.revision, func(kv *mvccpb.KeyValue) {
+			if kv.Lease == int64(one.ID) {
+				want = append(want, string(kv.Key))
+			}
+		})
+		if !slices.Equal(keys, want) {
+			o.w.fail("%v has keys %v on lease %d, expected %v", m, keys, one.ID, want)
+		}
+	}
+	if !slices.Equal(held, o.model.leases) {
+		o.w.fail("%v has leases %v, expected %v", m, held, o.model.leases)
 	}
 }

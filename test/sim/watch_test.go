@@ -252,7 +252,7 @@ func (l *listener) heard(c *watcher, m watch.Message) {
 		want, there := c.due(w.oracle.model)
 		pair := state.Decode(state.Answer{Pairs: [][]byte{e.Pair}}).Kvs[0]
 		same := there && bytes.Equal(pair.Key, want.kv.Key) && bytes.Equal(pair.Value, want.kv.Value) &&
-			pair.ModRevision == want.kv.ModRevision && pair.CreateRevision == want.kv.CreateRevision && pair.Version == want.kv.Version &&
+			pair.ModRevision == want.kv.ModRevision && pair.CreateRevision == want.kv.CreateRevision && pair.Version == want.kv.Version && pair.Lease == want.kv.Lease &&
 			int64(e.Revision) == want.kv.ModRevision && e.Deleted == (want.kv.Version == 0)
 		if !same {
 			w.fail("listener %d at %v is told %v deleted %v, expected %v", l.id, l.home, pair, e.Deleted, want.kv)

@@ -30,6 +30,7 @@ type setup struct {
 	keys        int
 	plain       bool // operations on single keys only, which porcupine can judge
 	mix         [kinds]int
+	leases      bool
 
 	delay, jitter time.Duration // of messages
 	loss          int           // permille of messages, always
@@ -78,6 +79,11 @@ func newSetup(rng *rand.Rand) setup {
 	s.mix[opPut] += 3
 	s.mix[opRange] += 3
 	s.mix[opCompact] = rng.IntN(3)
+	if s.leases = !s.plain && rng.IntN(3) > 0; !s.leases {
+		s.mix[opGrant], s.mix[opRevoke], s.mix[opExpire] = 0, 0, 0
+	} else {
+		s.mix[opRevoke], s.mix[opExpire] = rng.IntN(3), rng.IntN(3)
+	}
 	for _, f := range faults {
 		if rng.IntN(3) > 0 {
 			s.faults = append(s.faults, f.name)
