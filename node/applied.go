@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/kvorum/kvorum/api"
+	"github.com/kvorum/kvorum/fault"
 	"github.com/kvorum/kvorum/leader"
 	"github.com/kvorum/kvorum/replica"
 	"github.com/kvorum/kvorum/state"
@@ -16,6 +17,7 @@ import (
 type applied struct {
 	// Immutable.
 	machine  *state.Machine
+	self     state.MemberID
 	leases   *leader.Leases
 	received received
 	hub      *watch.Hub
@@ -63,6 +65,7 @@ func (a *applied) Apply(entries []replica.Entry) ([]state.Outcome, error) {
 	a.hub.Publish(outcomes, a.machine.View().Revision)
 	a.leases.Observe(outcomes)
 	a.members(before)
+	a.fence(before)
 	a.count(outcomes, time.Since(began))
 	a.metrics.Txns.Add(txns)
 	if compacted := a.machine.View().Compacted; compacted != a.last {
@@ -143,6 +146,7 @@ func (a *applied) Restore(m replica.Mark) error {
 	a.unflushed.Store(0)
 	a.hub.Restore(a.machine.View().Revision)
 	a.members(before)
+	a.fence(before)
 	poke(a.compacted)
 	return nil
 }
@@ -158,6 +162,14 @@ func (a *applied) members(before *state.View) {
 		if is, ok := now.Member(m.ID); ok && m.Learner && !is.Learner {
 			a.metrics.LearnerPromotions.Inc()
 		}
+	}
+}
+
+// fence ends those who listen here once this member's state is known not to be
+// that of the others.
+func (a *applied) fence(before *state.View) {
+	if a.machine.View().Corrupt(a.self) && !before.Corrupt(a.self) {
+		a.hub.End(fault.Corrupt)
 	}
 }
 

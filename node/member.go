@@ -170,7 +170,7 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 	})
 	m.openLeases()
 	m.applied = &applied{
-		machine: machine, hub: m.hub, leases: m.leases, received: m.received,
+		machine: machine, self: state.MemberID(o.ID), hub: m.hub, leases: m.leases, received: m.received,
 		changed: make(chan struct{}, 1),
 		metrics: o.Metrics, slow: o.SlowApply, slowSeen: m.slowApply,
 		compacted: make(chan struct{}, 1), flush: make(chan struct{}, 1),

@@ -136,14 +136,21 @@ func (h *Hub) Restore(head state.Revision) {
 	h.head.Store(int64(head))
 }
 
-// Close ends all streams: their next answer is that the server stopped.
-func (h *Hub) Close() {
+// End ends the streams that there are: all they still hear is err.
+func (h *Hub) End(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.mu.closed = true
 	for s := range h.mu.streams {
-		s.end(fault.Stopped)
+		s.end(err)
 	}
+}
+
+// Close ends all streams, also those to come, since the server stops.
+func (h *Hub) Close() {
+	h.mu.Lock()
+	h.mu.closed = true
+	h.mu.Unlock()
+	h.End(fault.Stopped)
 }
 
 // recent holds the newest events, without a gap, in a ring.

@@ -149,10 +149,12 @@ func testRandom(t *testing.T, r *rand.Rand) {
 	for range 1 + r.IntN(8) {
 		l := &listener{world: w, stream: w.hub.Open(), watchers: map[int64]*watcher{}, by: rand.New(rand.NewPCG(r.Uint64(), 2))}
 		asking := rand.New(rand.NewPCG(r.Uint64(), 3))
-		listening.Go(func() { l.ask(asking) })
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		listening.Go(func() { l.ask(ctx, asking) })
 		listening.Go(func() {
 			defer l.stream.Close()
-			l.listen()
+			defer cancel()
+			l.listen(ctx)
 		})
 	}
 
@@ -242,13 +244,12 @@ type watcher struct {
 
 const last = 1000 // the id of the watcher that is made at the end
 
-func (l *listener) ask(r *rand.Rand) {
-	ctx := l.t.Context()
+func (l *listener) ask(ctx context.Context, r *rand.Rand) {
 	ask := func(q Request) {
 		l.mu.Lock()
 		l.mu.requests = append(l.mu.requests, q)
 		l.mu.Unlock()
-		if err := l.stream.Watch(ctx, q); err != nil {
+		if err := l.stream.Watch(ctx, q); err != nil && ctx.Err() == nil {
 			l.t.Error(err)
 		}
 	}
@@ -260,7 +261,7 @@ func (l *listener) ask(r *rand.Rand) {
 		switch r.IntN(8) {
 		case 0:
 			if len(made) > 0 {
-				if err := l.stream.Cancel(ctx, made[r.IntN(len(made))]); err != nil {
+				if err := l.stream.Cancel(ctx, made[r.IntN(len(made))]); err != nil && ctx.Err() == nil {
 					l.t.Error(err)
 				}
 			}
@@ -315,9 +316,7 @@ func (l *listener) wait(holds func() bool) {
 	}
 }
 
-func (l *listener) listen() {
-	ctx, cancel := context.WithTimeout(l.t.Context(), 30*time.Second)
-	defer cancel()
+func (l *listener) listen(ctx context.Context) {
 	for {
 		if l.by.IntN(20) == 0 {
 			l.pause(l.by)

@@ -71,6 +71,7 @@ func TestClient(t *testing.T) {
 		{"errors are recognised", errorsRecognised},
 		{"a hundred clients", func(t *testing.T, _ *clientv3.Client) { hundredClients(t, s) }},
 		{"ids", func(t *testing.T, c *clientv3.Client) { ids(t, c, s) }},
+		{"watches", func(t *testing.T, c *clientv3.Client) { watches(t, c, s) }},
 		{"retry over a restart", func(t *testing.T, c *clientv3.Client) { restart(t, c, s) }},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, c) })
@@ -261,6 +262,49 @@ func ids(t *testing.T, c *clientv3.Client, s *process.Server) {
 	cluster := binary.BigEndian.Uint64(sum[:8])
 	if r.Header.MemberId != member || r.Header.ClusterId != cluster {
 		t.Errorf("member %x of cluster %x, want %x of %x", r.Header.MemberId, r.Header.ClusterId, member, cluster)
+	}
+}
+
+// watches go on where they were when the server comes back, and end where
+// history does.
+func watches(t *testing.T, c *clientv3.Client, s *process.Server) {
+	ctx := deadline(t)
+	first, err := c.Put(ctx, "watched/0", "0")
+	want(t, err)
+	var heard int64
+	following := c.Watch(clientv3.WithRequireLeader(ctx), "watched/", clientv3.WithPrefix(), clientv3.WithRev(first.Header.Revision), clientv3.WithPrevKV())
+	hear := func(n int64) {
+		t.Helper()
+		for heard < n {
+			r := <-following
+			want(t, r.Err())
+			for _, e := range r.Events {
+				if string(e.Kv.Value) != fmt.Sprint(heard) || e.IsCreate() != (heard == 0) || (e.PrevKv == nil) != (heard == 0) {
+					t.Fatalf("event %d is %v", heard, e)
+				}
+				heard++
+			}
+		}
+	}
+	hear(1)
+	_, err = c.Put(ctx, "watched/0", "1")
+	want(t, err)
+	hear(2)
+	s.Stop()
+	s.Run(t)
+	last, err := c.Put(ctx, "watched/0", "2")
+	want(t, err)
+	hear(3)
+	want(t, c.RequestProgress(clientv3.WithRequireLeader(ctx)))
+	if r := <-following; !r.IsProgressNotify() || r.Header.Revision != last.Header.Revision {
+		t.Errorf("asked for progress, got %+v", r)
+	}
+
+	_, err = c.Compact(ctx, last.Header.Revision)
+	want(t, err)
+	r := <-c.Watch(ctx, "watched/0", clientv3.WithRev(first.Header.Revision))
+	if !errors.Is(r.Err(), rpctypes.ErrCompacted) || r.CompactRevision != last.Header.Revision {
+		t.Errorf("a watch from before the compaction: %v, compacted at %d", r.Err(), r.CompactRevision)
 	}
 }
 
