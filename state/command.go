@@ -23,7 +23,7 @@ const (
 	Publish     Kind = 6 // etcdserverpb.Member: the name and the client URLs of one that has started
 
 	// Those that change who votes come with a Configuration in their entry.
-	MemberAdd     Kind = 7  // etcdserverpb.Member: id, peer URLs, learner
+	MemberAdd     Kind = 7  // etcdserverpb.Member: id, peer URLs, learner; see LimitLearners
 	MemberRemove  Kind = 8  // etcdserverpb.MemberRemoveRequest
 	MemberUpdate  Kind = 9  // etcdserverpb.MemberUpdateRequest
 	MemberPromote Kind = 10 // etcdserverpb.MemberPromoteRequest

@@ -2,6 +2,7 @@ package state
 
 import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/kvorum/kvorum/fault"
 	"github.com/kvorum/kvorum/internal/mutant"
@@ -38,11 +39,52 @@ func (b *batch) addMember(q *pb.Member) (Outcome, error) {
 	if _, taken := b.next.members.At(q.PeerURLs, id); taken {
 		return refuse(fault.PeerURLExists), nil
 	}
+	if most, limited := learnersMax(q); q.IsLearner && limited && b.next.learners() >= most {
+		return refuse(fault.TooManyLearners), nil
+	}
 
 	m := Member{ID: id, PeerURLs: q.PeerURLs, Learner: q.IsLearner}
 	b.next.members = b.next.members.Put(&b.rows, m)
 
 	return Outcome{Response: &pb.MemberAddResponse{Header: header(0), Member: m.Message(), Members: b.next.MemberMessages()}}, nil
+}
+
+// learnersField is a field of the message of MemberAdd that clients know
+// nothing of. Its number is in logs.
+const learnersField = 1000
+
+// LimitLearners has an addition refused where there are that many learners by
+// the time it is applied: what the one who proposes it counts may be out of
+// date then.
+func LimitLearners(m *pb.Member, most int) {
+	b := protowire.AppendTag(nil, learnersField, protowire.VarintType)
+	m.ProtoReflect().SetUnknown(protowire.AppendVarint(b, uint64(most)))
+}
+
+func learnersMax(m *pb.Member) (most uint64, limited bool) {
+	for b := m.ProtoReflect().GetUnknown(); len(b) > 0; {
+		field, kind, n := protowire.ConsumeField(b)
+		if n < 0 {
+			return 0, false
+		}
+		if field == learnersField && kind == protowire.VarintType {
+			_, _, tag := protowire.ConsumeTag(b)
+			most, _ = protowire.ConsumeVarint(b[tag:])
+			limited = true
+		}
+		b = b[n:]
+	}
+	return most, limited
+}
+
+// learners returns how many members have no vote.
+func (v *View) learners() (n uint64) {
+	for _, m := range v.Members() {
+		if m.Learner {
+			n++
+		}
+	}
+	return n
 }
 
 func (b *batch) removeMember(q *pb.MemberRemoveRequest) (Outcome, error) {

@@ -346,10 +346,12 @@ func parseCommand(t *testing.T, words []string) state.Command {
 			Alarm:  pb.AlarmType(pb.AlarmType_value[plain[1]]), MemberID: uint64(int("member")),
 		}}
 	case "member-add": // addresses follow the id
-		_, learner := named["learner"]
-		return state.Command{Kind: state.MemberAdd, Request: &pb.Member{
-			ID: uint64(number(t, plain[0])), PeerURLs: urls(plain[1:]), IsLearner: learner,
-		}}
+		most, learner := named["learner"]
+		m := &pb.Member{ID: uint64(number(t, plain[0])), PeerURLs: urls(plain[1:]), IsLearner: learner}
+		if most != "" {
+			limitLearners(m, number(t, most))
+		}
+		return state.Command{Kind: state.MemberAdd, Request: m}
 	case "member-remove":
 		return state.Command{Kind: state.MemberRemove, Request: &pb.MemberRemoveRequest{ID: uint64(number(t, plain[0]))}}
 	case "member-update":
@@ -497,6 +499,8 @@ func parseCompare(t *testing.T, words []string) *pb.Compare {
 	}
 	return c
 }
+
+func limitLearners(m *pb.Member, most int64) { state.LimitLearners(m, int(most)) }
 
 // FuzzPut wants the codec for puts to agree with package proto on every input.
 func FuzzPut(f *testing.F) {

@@ -24,6 +24,12 @@ type model struct {
 	leases              []int64
 }
 
+// addition is a member to be added, if there are not that many learners.
+type addition struct {
+	*pb.Member
+	most int
+}
+
 // publication is what a member says of itself when it has started.
 type publication struct{ *pb.Member }
 
@@ -322,7 +328,13 @@ func (m *model) change(q any) (response any, refusal *fault.Fault) {
 		return slices.ContainsFunc(m.members, func(one *pb.Member) bool { return one.ID != but && one.PeerURLs[0] == urls[0] })
 	}
 	switch q := q.(type) {
-	case *pb.Member:
+	case addition:
+		learners := 0
+		for _, one := range m.members {
+			if one.IsLearner {
+				learners++
+			}
+		}
 		switch {
 		case slices.Contains(m.removed, q.ID):
 			return nil, fault.MemberNotFound
@@ -330,6 +342,8 @@ func (m *model) change(q any) (response any, refusal *fault.Fault) {
 			return nil, fault.MemberExists
 		case taken(q.PeerURLs, 0):
 			return nil, fault.PeerURLExists
+		case q.IsLearner && learners >= q.most:
+			return nil, fault.TooManyLearners
 		}
 		m.members = append(m.members, &pb.Member{ID: q.ID, PeerURLs: q.PeerURLs, IsLearner: q.IsLearner})
 		slices.SortFunc(m.members, func(a, b *pb.Member) int { return cmp.Compare(a.ID, b.ID) })

@@ -266,7 +266,9 @@ func (n *nemesis) configure() {
 		case 1:
 			q.PeerURLs = []string{peerURL(any)}
 		}
-		n.propose(m, opAdd, q)
+		most := 1 + w.fate.IntN(3)
+		state.LimitLearners(q, most)
+		n.propose(m, opAdd, addition{q, most})
 	case choice < 6:
 		for _, one := range members {
 			if one.IsLearner && (w.fate.IntN(4) == 0 || caughtUp(m, one.ID)) {
@@ -309,7 +311,7 @@ func (n *nemesis) propose(m *member, k kind, q proto.Message) {
 	var id uint64
 	var vote raftpb.ConfChangeType
 	switch q := q.(type) {
-	case *pb.Member:
+	case addition:
 		id, vote = q.ID, raftpb.ConfChangeAddNode
 		if q.IsLearner {
 			vote = raftpb.ConfChangeAddLearnerNode

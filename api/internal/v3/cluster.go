@@ -54,6 +54,7 @@ func (s cluster) add(ctx context.Context, urls []string, learner bool) (*pb.Memb
 	m, vote := &pb.Member{ID: newMemberID(), PeerURLs: urls, IsLearner: learner}, gate.Voter
 	if learner {
 		vote = gate.Learner
+		state.LimitLearners(m, s.options.LearnersMax)
 	}
 	return configure[*pb.MemberAddResponse](ctx, s.server, state.MemberAdd, m, gate.Change{Member: state.MemberID(m.ID), Vote: vote})
 }
