@@ -31,7 +31,7 @@ type LeaseOptions struct {
 	Grace      time.Duration // that leases get on top when leadership has changed; default 1 s
 	Checkpoint time.Duration // what is left of a longer lease is written down so often; default 5 min
 	Rest       time.Duration // between two proposals that are not full; default 100 ms
-	Batch      int           // leases that end in one command, which holds up others; default 250
+	Batch      int           // leases that end in one command, which holds up others; default 500
 
 	Renewed, Expired *metric.Counter // default none
 }
@@ -47,7 +47,7 @@ func (o LeaseOptions) withDefaults() LeaseOptions {
 		o.Rest = 100 * time.Millisecond
 	}
 	if o.Batch == 0 {
-		o.Batch = 250
+		o.Batch = 500
 	}
 	return o
 }

@@ -59,7 +59,7 @@ func BenchmarkPutLeased(b *testing.B) {
 	}
 }
 
-// BenchmarkLeaseExpire ends leases with one key each, 250 in a command.
+// BenchmarkLeaseExpire ends leases with one key each, 500 in a command.
 func BenchmarkLeaseExpire(b *testing.B) {
 	m, do := leased(b)
 	grant := func(i int) state.Command {
@@ -71,9 +71,9 @@ func BenchmarkLeaseExpire(b *testing.B) {
 		return state.Command{Kind: state.Put, Request: &pb.PutRequest{Key: key, Value: []byte("v"), Lease: -scattered(i)}}
 	})
 	b.ResetTimer()
-	for i := 0; i < b.N; i += 250 {
+	for i := 0; i < b.N; i += 500 {
 		q := new(pb.LeaseLeasesResponse)
-		for j := i; j < min(b.N, i+250); j++ {
+		for j := i; j < min(b.N, i+500); j++ {
 			q.Leases = append(q.Leases, &pb.LeaseStatus{ID: -scattered(j)})
 		}
 		m.apply(b, state.Command{Kind: state.LeaseExpire, Request: q})
