@@ -87,9 +87,15 @@ func (h *Hub) Publish(outcomes []state.Outcome, head state.Revision) {
 		return
 	}
 	for i := range outcomes {
-		if events := outcomes[i].Events; len(events) > 0 {
-			h.mu.recent.push(events)
-			h.stage(events)
+		events := outcomes[i].Events
+		for len(events) > 0 {
+			n := 1
+			for n < len(events) && events[n].Revision == events[0].Revision {
+				n++
+			}
+			h.mu.recent.push(events[:n:n])
+			h.stage(events[:n])
+			events = events[n:]
 		}
 	}
 	for _, s := range h.mu.touched {
@@ -177,6 +183,7 @@ func (r *recent) restart(from state.Revision) {
 	r.ring, r.first, r.next, r.bytes, r.from = nil, 0, 0, 0, from
 }
 
+// push adds the events of one revision.
 func (r *recent) push(events []state.Event) {
 	if int(r.next-r.first) == len(r.ring) {
 		longer := make([]run, max(64, 2*len(r.ring)))

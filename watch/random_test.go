@@ -78,6 +78,14 @@ func del(key, end string) []byte {
 	return command(state.DeleteRange, &pb.DeleteRangeRequest{Key: []byte(key), RangeEnd: []byte(end)})
 }
 
+func grant(lease int64) []byte {
+	return command(state.LeaseGrant, &pb.LeaseGrantRequest{ID: lease, TTL: 60})
+}
+
+func putOn(key string, lease int64) []byte {
+	return command(state.Put, &pb.PutRequest{Key: []byte(key), Lease: lease})
+}
+
 func compact(at state.Revision) []byte {
 	return command(state.Compact, &pb.CompactionRequest{Revision: int64(at)})
 }
@@ -162,7 +170,11 @@ func testRandom(t *testing.T, r *rand.Rand) {
 	for w.leader.View().Revision < lastFrom+10 {
 		var commands [][]byte
 		for range 1 + r.IntN(20) {
-			switch k := key(); r.IntN(6) {
+			switch k := key(); r.IntN(8) {
+			case 6:
+				// Both end in one command, each at a revision of its own.
+				commands = append(commands, grant(1), grant(2), putOn("l"+k, 1), putOn("m"+k, 1), putOn(k, 2),
+					command(state.LeaseExpire, &pb.LeaseLeasesResponse{Leases: []*pb.LeaseStatus{{ID: 2}, {ID: 1}}}))
 			case 0:
 				commands = append(commands, del(k, ""))
 			case 1:
