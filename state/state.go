@@ -83,7 +83,7 @@ type Outcome struct {
 	Response proto.Message // the answer, its header holding the revision only; nil if refused or not wanted
 	Refusal  *fault.Fault  // nil if accepted
 	Revision Revision      // of the store, after the command
-	Events   []Event       // in the order of their revisions
+	Events   []Event       // in the order of their revisions, of which there may be several
 	Leases   []LeaseChange // in the order in which they came
 }
 

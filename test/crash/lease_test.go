@@ -15,7 +15,7 @@ import (
 // ttl is in seconds. A leader that has just been elected adds an election
 // timeout to it.
 const (
-	ttl    = 3
+	ttl    = 2
 	ttlEnd = ttl*time.Second + 500*time.Millisecond + time.Second
 )
 
@@ -116,11 +116,10 @@ func TestLeasesOutliveTheirLeader(t *testing.T) {
 	keeping.Go(func() { kept.keep(ctx) })
 
 	trouble := map[string]func(*clusterMember) func(){
-		"nothing": func(m *clusterMember) func() { return func() {} },
-		"killed":  func(m *clusterMember) func() { return c.killed(m) },
-		"paused":  func(m *clusterMember) func() { return paused(m) },
+		"killed": func(m *clusterMember) func() { return c.killed(m) },
+		"paused": func(m *clusterMember) func() { return paused(m) },
 	}
-	for _, name := range []string{"nothing", "killed", "paused"} {
+	for _, name := range []string{"killed", "paused"} {
 		left := c.holds("b", "a", "c")
 		leader := c.leader()
 		other := c.others(leader)[0]
