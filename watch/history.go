@@ -232,7 +232,7 @@ func (s *Stream) advance(to state.Revision, all bool) {
 	}
 	s.unlink()
 	r := &s.reading
-	if r.group = reused(r.group); len(r.keys) > keptCapacity {
+	if r.group = reused(r.group); len(r.keys) > 64 {
 		r.keys = nil
 	}
 

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
+	"unsafe"
 
 	"github.com/kvorum/kvorum/fault"
 	"github.com/kvorum/kvorum/state"
@@ -78,8 +79,9 @@ var usual = limits{
 	pieceBytes:   1 << 20, pieceRevisions: 10_000,
 }
 
-// keptCapacity is of slices that are kept for the next time.
-const keptCapacity = 256
+// keptBytes is how large slices may be that are kept for the next time: most
+// streams have nothing to do most of the time.
+const keptBytes = 2048
 
 // delivery is an event for those of a stream who listen to one span, or, where
 // sub is nil, stands for the next notice.
@@ -407,11 +409,7 @@ func (s *Stream) push(head state.Revision) {
 	s.mu.head = head
 	s.wakeUp()
 	s.mu.Unlock()
-	if cap(s.staged) > keptCapacity {
-		s.staged = nil
-	}
-	clear(s.staged)
-	s.staged = s.staged[:0]
+	s.staged = reused(s.staged)
 }
 
 // lose marks that events of a sub since a revision are not in the queue. With
@@ -503,8 +501,7 @@ func (s *Stream) take() (news bool, err error) {
 			}
 		}
 	}
-	clear(s.missed)
-	s.missed = s.missed[:0]
+	s.missed = reused(s.missed)
 	if len(s.notices) > 0 {
 		poke(s.room)
 	}
@@ -613,7 +610,8 @@ func (s *Stream) unlink() {
 
 // reused empties a slice, and keeps its memory if it is not large.
 func reused[E any](s []E) []E {
-	if cap(s) > keptCapacity {
+	var e E
+	if cap(s)*int(unsafe.Sizeof(e)) > keptBytes {
 		return nil
 	}
 	clear(s)
