@@ -10,7 +10,7 @@ import (
 	"github.com/kvorum/kvorum/listen"
 )
 
-// handshaken tells grpc-go of a TLS handshake that listen has already made,
+// handshaken tells the gRPC server of a TLS handshake that listen has already made,
 // so that handlers find the client's certificate in their peer.
 type handshaken struct{}
 

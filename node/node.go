@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/test/bufconn"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -24,7 +23,9 @@ import (
 	"github.com/kvorum/kvorum/api"
 	"github.com/kvorum/kvorum/config"
 	"github.com/kvorum/kvorum/listen"
+	"github.com/kvorum/kvorum/metric"
 	"github.com/kvorum/kvorum/peer"
+	"github.com/kvorum/kvorum/rpc"
 	"github.com/kvorum/kvorum/state"
 )
 
@@ -209,6 +210,8 @@ type doors struct {
 	metrics net.Listener // nil unless metrics have a port of their own
 	lobby   *lobby       // on the members' port
 
+	sent *metric.Counter // bytes to clients
+
 	credentials     *listen.Credentials // for clients; nil: there is no TLS
 	peerCredentials *listen.Credentials // for other members; nil likewise
 }
@@ -228,7 +231,7 @@ func openDoors(ctx context.Context, s *config.Server, metrics *api.Metrics, log 
 			log.Warn("rejected connection on client endpoint", "remote-addr", fmt.Sprint(remote), "error", err)
 		},
 	}
-	d := &doors{credentials: credentials}
+	d := &doors{credentials: credentials, sent: metrics.ClientSentBytes}
 	defer func() {
 		if err != nil {
 			d.close()
@@ -346,15 +349,16 @@ func tlsRules(s *config.Server, t config.TLS, port string, listening config.URLs
 // order of shutdown. joined says that the member has added itself, and wants a
 // vote.
 func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *doors, joined bool, log *slog.Logger) error {
-	server := grpc.NewServer(
-		grpc.Creds(handshaken{}),
-		grpc.MaxRecvMsgSize(a.MessageBytesMax()),
-		grpc.MaxSendMsgSize(math.MaxInt32),
-		grpc.MaxConcurrentStreams(s.MaxConcurrentStreams),
-		grpc.NumStreamWorkers(512),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: s.KeepAliveMinTime}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: s.KeepAliveInterval, Timeout: s.KeepAliveTimeout}),
-	)
+	server := rpc.New(rpc.Options{
+		Credentials:          handshaken{},
+		ReceiveBytesMax:      a.MessageBytesMax(),
+		ConcurrentStreamsMax: s.MaxConcurrentStreams,
+		PingIntervalMin:      orNever(s.KeepAliveMinTime),
+		KeepaliveInterval:    orNever(s.KeepAliveInterval),
+		KeepaliveTimeout:     orNever(s.KeepAliveTimeout),
+		Beneath:              listen.Beneath,
+		Sent:                 d.sent,
+	})
 	a.Register(server)
 
 	// The gateway asks the same server over a pipe.
@@ -518,6 +522,14 @@ func announce(ctx context.Context, s *config.Server, m *member, log *slog.Logger
 		log.Info("serving client traffic", "address", u.Host, "tls", u.Scheme == "https" || u.Scheme == "unixs")
 	}
 	notify(daemon.SdNotifyReady)
+}
+
+// orNever reads a setting whose 0 switches something off.
+func orNever(d time.Duration) time.Duration {
+	if d == 0 {
+		return -1
+	}
+	return d
 }
 
 func notify(state string) { _, _ = daemon.SdNotify(false, state) } // without systemd nobody listens

@@ -199,6 +199,42 @@ func TestGrants(t *testing.T) {
 	running.Wait()
 }
 
+// TestGrantsAreReturned stops in the middle of a message that takes all the
+// room, while others want some, and gives up.
+func TestGrantsAreReturned(t *testing.T) {
+	const most = 1 << 20
+	w := greeted(t, start(t, rpc.New(rpc.Options{ReceiveBytesMax: most, GrantBytesMax: 1}), testService(&service{})))
+	claim := message(&grpc_testing.SimpleRequest{Payload: &grpc_testing.Payload{Body: make([]byte, most-100)}})[:100]
+	widened := func() (id uint32, by uint32) {
+		t.Helper()
+		for {
+			f, err := w.ReadFrame()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if u, ok := f.(*http2.WindowUpdateFrame); ok && u.StreamID > 0 {
+				return u.StreamID, u.Increment
+			}
+		}
+	}
+	for _, id := range []uint32{1, 3, 5} {
+		w.ask(id, false, usual(unaryCall)...)
+		w.WriteData(id, false, claim)
+	}
+	if id, by := widened(); id != 1 || by < most-100_000 || by > most {
+		t.Errorf("stream %d by %d", id, by)
+	}
+	w.WriteDataPadded(1, false, []byte{1}, make([]byte, 100)) // its window is made up for the padding
+	if id, by := widened(); id != 1 || by != 101 {
+		t.Errorf("stream %d by %d", id, by)
+	}
+	w.WriteRSTStream(3, http2.ErrCodeCancel)
+	w.WriteRSTStream(1, http2.ErrCodeCancel)
+	if id, _ := widened(); id != 5 {
+		t.Errorf("stream %d", id)
+	}
+}
+
 // FuzzFrames reads whatever comes as frames: it must neither panic nor stay.
 func FuzzFrames(f *testing.F) {
 	record := func(talk func(w *wire)) {

@@ -9,6 +9,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -521,39 +522,45 @@ func (c *conn) handle(s *stream) {
 // c.mu is held.
 func (c *conn) wantWindow(s *stream, rest int) {
 	more := rest - s.receiveWindow
-	if more <= 0 || s.wantsGrant {
+	if more <= 0 || s.wanted > 0 {
 		return
 	}
 	// Who gets anything gets enough for the whole message: so whatever waits
 	// here, those who were let in can go to the end and make room.
-	s.wantsGrant = true
-	s.grant += more
+	if s.granted > 0 {
+		c.give(s, more) // it has lost some to padding
+		return
+	}
+	s.wanted = more
 	c.wantGrant = append(c.wantGrant, s)
 	c.giveGrants()
 }
 
-func (c *conn) giveGrants() {
-	for len(c.wantGrant) > 0 {
-		s := c.wantGrant[0]
-		if !s.closed && s.wantsGrant {
-			more := s.grant - s.granted
-			if more > c.grantsLeft {
-				return
-			}
-			c.grantsLeft -= more
-			s.granted, s.wantsGrant = s.grant, false
-			s.receiveWindow += more
-			c.out.windowUpdate(s.id, more)
-		}
-		c.wantGrant = c.wantGrant[1:]
-	}
-	c.wantGrant = nil
+func (c *conn) give(s *stream, more int) {
+	c.grantsLeft -= more
+	s.granted += more
+	s.receiveWindow += more
+	c.out.windowUpdate(s.id, more)
 }
 
-// returnGrant gives room to others, once a message was taken. c.mu is held.
+func (c *conn) giveGrants() {
+	for len(c.wantGrant) > 0 && c.wantGrant[0].wanted <= c.grantsLeft {
+		s := c.wantGrant[0]
+		c.wantGrant = slices.Delete(c.wantGrant, 0, 1)
+		c.give(s, s.wanted)
+		s.wanted = 0
+	}
+}
+
+// returnGrant gives room to others, once a message was taken or never will be.
+// c.mu is held.
 func (c *conn) returnGrant(s *stream) {
+	if s.wanted > 0 {
+		at := slices.Index(c.wantGrant, s)
+		c.wantGrant = slices.Delete(c.wantGrant, at, at+1)
+	}
 	c.grantsLeft += s.granted
-	s.grant, s.granted, s.wantsGrant = 0, 0, false
+	s.granted, s.wanted = 0, 0
 	c.giveGrants()
 }
 
@@ -716,7 +723,7 @@ func (c *conn) closeCall(s *stream) {
 	}
 	s.cancel(context.Canceled)
 	s.dropSending()
-	if s.granted > 0 || s.wantsGrant {
+	if s.granted+s.wanted > 0 {
 		c.returnGrant(s)
 	}
 	if !s.handling {
@@ -742,10 +749,13 @@ func (c *conn) abort() {
 func (c *conn) farewell(err error) {
 	var ours connError
 	var theirs http2.ConnectionError
+	var stream http2.StreamError
 	switch {
 	case errors.As(err, &ours):
 	case errors.As(err, &theirs):
 		ours = connError{http2.ErrCode(theirs), "broken frame"}
+	case errors.As(err, &stream):
+		ours = connError{stream.Code, "broken headers"}
 	case errors.Is(err, http2.ErrFrameTooLarge):
 		ours = connError{http2.ErrCodeFrameSize, "frame too large"}
 	default:

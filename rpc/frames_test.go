@@ -413,6 +413,10 @@ func TestFrames(t *testing.T) {
 			w.WriteData(1, true, nothing)
 			w.wants("goaway PROTOCOL_ERROR broken frame", "closed")
 		},
+		"broken headers": func(w *wire) {
+			w.WriteRawFrame(http2.FrameHeaders, http2.FlagHeadersPadded|http2.FlagHeadersEndHeaders, 1, []byte{200, 1})
+			w.wants("goaway PROTOCOL_ERROR broken headers", "closed")
+		},
 		"a push": func(w *wire) {
 			w.WritePushPromise(http2.PushPromiseParam{StreamID: 1, PromiseID: 2, EndHeaders: true})
 			w.wants("goaway PROTOCOL_ERROR clients do not push", "closed")

@@ -205,6 +205,11 @@ func TestPingsMayBeAllowed(t *testing.T) {
 		w.WriteData(uint32(id), true, nothing)
 		w.wants(answered(id)...)
 	}
+	for range 4 {
+		w.WritePing(false, [8]byte{})
+		w.wants("ping ack=true")
+	}
+	w.wants("goaway ENHANCE_YOUR_CALM too_many_pings")
 }
 
 func TestHandshakeTakesNoLongerThanItMay(t *testing.T) {

@@ -43,7 +43,7 @@ type output struct {
 	streamWindow  int // of a new stream
 	headerListMax uint32
 
-	first, last *stream // the line of those who can send, but for the connection's window
+	first, last *stream // the line of those who have something to send
 	pending     int     // bytes in all streams' sending
 }
 
@@ -277,9 +277,9 @@ func (c *conn) dataFrame(s *stream, b []byte) {
 	c.sent()
 }
 
-// queue puts s into the line if it can send. c.mu is held.
+// queue puts s into the line if it has something to send. c.mu is held.
 func (c *conn) queue(s *stream) {
-	if s.queued || len(s.sending) == 0 || s.sendWindow <= 0 {
+	if s.queued || len(s.sending) == 0 {
 		return
 	}
 	s.queued = true
@@ -302,7 +302,7 @@ func (c *conn) takeTurns() {
 		s.queued, s.next = false, nil
 		n := min(len(s.sending), frameBytesMax, c.out.window, s.sendWindow)
 		if n <= 0 || s.closed {
-			continue
+			continue // until its window grows, or for ever
 		}
 		c.dataFrame(s, s.sending[:n])
 		c.out.pending -= n
@@ -364,8 +364,19 @@ func (c *conn) flushSoon() {
 
 func (c *conn) canWrite() bool { return len(c.out.ready) > 0 && !c.out.failed }
 
+// keptBytes is how large a buffer a connection may keep for what it sends.
+func (c *conn) keptBytes() int {
+	if len(c.calls) == 0 {
+		return 16 << 10 // idle ones are many
+	}
+	return 2 * readyMax
+}
+
 func (c *conn) takeReady() []byte {
 	b := c.out.ready
+	if cap(c.out.spare) > c.keptBytes() {
+		c.out.spare = nil
+	}
 	c.out.ready, c.out.spare = c.out.spare[:0], nil
 	return b
 }
@@ -373,7 +384,7 @@ func (c *conn) takeReady() []byte {
 // written gives back what takeReady took. c.mu is held.
 func (c *conn) written(b []byte) {
 	c.out.writing = false
-	if cap(b) <= 2*readyMax {
+	if cap(b) <= c.keptBytes() {
 		c.out.spare = b
 	}
 	c.takeTurns()

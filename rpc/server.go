@@ -40,11 +40,11 @@ type Options struct {
 
 	// A client that pings more often, without any answer in between, is sent
 	// away at the third time too many.
-	PingIntervalMin   time.Duration // default 5 min
+	PingIntervalMin   time.Duration // default 5 min, below 0 none
 	PingWithoutStream bool          // let clients ping so often also without calls; default: every 2 h
 
-	KeepaliveInterval time.Duration // a client that was silent so long is pinged; default 2 h
-	KeepaliveTimeout  time.Duration // and has so long to show life; default 20 s
+	KeepaliveInterval time.Duration // a client that was silent so long is pinged; default 2 h, below 0 never
+	KeepaliveTimeout  time.Duration // and has so long to show life; default 20 s, below 0 for ever
 
 	ConnectionAgeMax   time.Duration // then the client is told to come anew; default none
 	ConnectionAgeGrace time.Duration // and its calls have so long to end; default no limit
@@ -79,6 +79,11 @@ func (o Options) withDefaults() Options {
 	or(&o.PingIntervalMin, 5*time.Minute)
 	or(&o.KeepaliveInterval, 2*time.Hour)
 	or(&o.KeepaliveTimeout, 20*time.Second)
+	for _, d := range []*time.Duration{&o.KeepaliveInterval, &o.KeepaliveTimeout} {
+		if *d < 0 {
+			*d = forever
+		}
+	}
 	or(&o.ConnectionAgeMax, forever)
 	or(&o.ConnectionAgeGrace, forever)
 	or(&o.ConnectionIdleMax, forever)

@@ -31,15 +31,14 @@ type stream struct {
 	receivedAll   bool    // the client has sent its last
 	receiveWindow int     // the client may send so much
 	granted       int     // by which that is more than usual, for the sake of one message
-	grant         int     // by which it should be
-	wantsGrant    bool    // and is not yet
+	wanted        int     // and by which it should be, when there is room
 
 	header, trailer metadata.MD
 	headerSent      bool
 	sending         []byte  // is left of a message that waits for windows and its turn
 	sendingOf       *buffer // holds it
 	sendWindow      int     // so much may be sent
-	queued          bool    // it stands in the line of those who can send
+	queued          bool    // it stands in the line of those who have something to send
 	next            *stream // behind it in that line
 	answered        bool    // status will be sent when all messages are
 	status          *status.Status

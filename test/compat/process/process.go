@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -109,8 +110,9 @@ func (s *Server) Run(t testing.TB) {
 	}
 }
 
-// awaitReady returns once a read that needs a leader succeeds, and the version
-// of the cluster has come down to the storage: etcd does that a moment later.
+// awaitReady returns once a read that needs a leader succeeds, and what a member
+// does a moment later is done: etcd tells the version of the cluster to the
+// storage, and ours its name to the members.
 func (s *Server) awaitReady() error {
 	ctx, cancel := context.WithTimeout(context.Background(), readyTime)
 	defer cancel()
@@ -131,7 +133,12 @@ func (s *Server) awaitReady() error {
 		if err == nil {
 			var status *pb.StatusResponse
 			status, err = pb.NewMaintenanceClient(conn).Status(ctx, &pb.StatusRequest{})
-			if err == nil && minor(status.GetStorageVersion()) == minor(status.GetVersion()) {
+			var members *pb.MemberListResponse
+			if err == nil {
+				members, err = pb.NewClusterClient(conn).MemberList(ctx, &pb.MemberListRequest{})
+			}
+			if err == nil && minor(status.GetStorageVersion()) == minor(status.GetVersion()) &&
+				!slices.ContainsFunc(members.Members, func(m *pb.Member) bool { return m.Name == "" }) {
 				return nil
 			}
 		}
