@@ -26,6 +26,7 @@ const module = "github.com/kvorum/kvorum"
 const arrows = `
 fault    < state..., replica, peer, watch, leader, rpc, api..., node, listen
 metric   < state..., replica..., wal, peer, watch, leader, rpc, api..., node, listen
+internal/wire < state, api..., test...
 internal/mutant < state..., replica..., wal
 
 state/internal/table < state/internal/mvcc, state/internal/lease, state/internal/auth, state/internal/member, state/internal/alarm, state

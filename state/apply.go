@@ -13,6 +13,7 @@ import (
 
 	"github.com/kvorum/kvorum/fault"
 	"github.com/kvorum/kvorum/internal/mutant"
+	"github.com/kvorum/kvorum/internal/wire"
 	"github.com/kvorum/kvorum/state/internal/alarm"
 	"github.com/kvorum/kvorum/state/internal/mvcc"
 	"github.com/kvorum/kvorum/state/internal/table"
@@ -182,9 +183,9 @@ func (b *batch) command(c Command) (Outcome, error) {
 		}
 		return b.put(p)
 	case DeleteRange:
-		return decoded(c.Encoded, new(pb.DeleteRangeRequest), b.deleteRange)
+		return quickly(c.Encoded, new(pb.DeleteRangeRequest), wire.DeleteRange, b.deleteRange)
 	case Txn:
-		return decoded(c.Encoded, new(pb.TxnRequest), b.txn)
+		return quickly(c.Encoded, new(pb.TxnRequest), wire.Txn, b.txn)
 	case Compact:
 		return decoded(c.Encoded, new(pb.CompactionRequest), b.compact)
 	case Alarm:
@@ -215,6 +216,14 @@ func (b *batch) command(c Command) (Outcome, error) {
 // otherwise: every member refuses the same bytes.
 func decoded[M proto.Message](encoded []byte, m M, apply func(M) (Outcome, error)) (Outcome, error) {
 	if err := proto.Unmarshal(encoded, m); err != nil {
+		return refuse(fault.Malformed), nil
+	}
+	return apply(m)
+}
+
+// quickly does the same with what has a decoder of its own.
+func quickly[M any](encoded []byte, m M, decode func([]byte, M) bool, apply func(M) (Outcome, error)) (Outcome, error) {
+	if !decode(encoded, m) {
 		return refuse(fault.Malformed), nil
 	}
 	return apply(m)

@@ -6,8 +6,9 @@ import (
 	"fmt"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/kvorum/kvorum/internal/wire"
 )
 
 // Kind says what a command does, and which message it carries. The numbers are
@@ -80,10 +81,7 @@ func (c Command) Append(dst []byte) ([]byte, error) {
 	if c.Encoded != nil {
 		return append(dst, c.Encoded...), nil
 	}
-	if put, ok := c.Request.(*pb.PutRequest); ok && len(put.ProtoReflect().GetUnknown()) == 0 {
-		return appendPut(dst, put), nil
-	}
-	dst, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(dst, c.Request)
+	dst, err := wire.Append(dst, c.Request)
 	if err != nil {
 		return nil, fmt.Errorf("state: encode command: %w", err)
 	}
@@ -122,8 +120,7 @@ func parseCommand(b []byte) (Command, error) {
 	return c, nil
 }
 
-// put is a PutRequest as it lies in the bytes it was decoded from. It is what
-// most commands are, and reflection would take longer than the rest of it.
+// put is a PutRequest as it lies in the bytes it was decoded from.
 type put struct {
 	key, value               []byte
 	lease                    int64
@@ -135,79 +132,8 @@ func putOf(m *pb.PutRequest) put {
 	return put{m.Key, m.Value, m.Lease, m.PrevKv, m.IgnoreValue, m.IgnoreLease}
 }
 
-// parsePut decodes a PutRequest as package proto does: of repeated fields the
-// last counts, unknown ones and those of another type are skipped.
-func parsePut(b []byte) (p put, ok bool) {
-	for len(b) > 0 {
-		field, kind, n := protowire.ConsumeTag(b)
-		if n < 0 || field > protowire.MaxValidNumber {
-			return p, false
-		}
-		b = b[n:]
-		switch {
-		case field <= 2 && kind == protowire.BytesType:
-			bytes, n := protowire.ConsumeBytes(b)
-			if n < 0 {
-				return p, false
-			}
-			if field == 1 {
-				p.key = bytes
-			} else {
-				p.value = bytes
-			}
-			b = b[n:]
-		case 3 <= field && field <= 6 && kind == protowire.VarintType:
-			x, n := protowire.ConsumeVarint(b)
-			if n < 0 {
-				return p, false
-			}
-			switch field {
-			case 3:
-				p.lease = int64(x)
-			case 4:
-				p.prev = x != 0
-			case 5:
-				p.ignoreValue = x != 0
-			case 6:
-				p.ignoreLease = x != 0
-			}
-			b = b[n:]
-		default:
-			n := protowire.ConsumeFieldValue(field, kind, b)
-			if n < 0 {
-				return p, false
-			}
-			b = b[n:]
-		}
-	}
-	return p, true
-}
-
-// appendPut encodes a PutRequest as package proto does.
-func appendPut(dst []byte, m *pb.PutRequest) []byte {
-	dst = appendBytes(dst, 1, m.Key)
-	dst = appendBytes(dst, 2, m.Value)
-	if m.Lease != 0 {
-		dst = protowire.AppendTag(dst, 3, protowire.VarintType)
-		dst = protowire.AppendVarint(dst, uint64(m.Lease))
-	}
-	dst = appendBool(dst, 4, m.PrevKv)
-	dst = appendBool(dst, 5, m.IgnoreValue)
-	return appendBool(dst, 6, m.IgnoreLease)
-}
-
-func appendBytes(dst []byte, field protowire.Number, b []byte) []byte {
-	if len(b) == 0 {
-		return dst
-	}
-	dst = protowire.AppendTag(dst, field, protowire.BytesType)
-	return protowire.AppendBytes(dst, b)
-}
-
-func appendBool(dst []byte, field protowire.Number, b bool) []byte {
-	if !b {
-		return dst
-	}
-	dst = protowire.AppendTag(dst, field, protowire.VarintType)
-	return append(dst, 1)
+func parsePut(b []byte) (put, bool) {
+	var m pb.PutRequest
+	ok := wire.Put(b, &m)
+	return putOf(&m), ok
 }
