@@ -192,6 +192,38 @@ func TestBounds(t *testing.T) {
 	})
 }
 
+// Nobody waits for ever, be it for a leader or for the others' votes.
+func TestTheLimitOfAWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		board, _, stop := startThree(t, func(o *Options[uint64]) { o.LimitTicks = 30 })
+		defer stop()
+		if _, err := board.members[1].Propose(t.Context(), number(1)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Second) // of the bubble: the election is long ago
+		board.mu.Lock()
+		board.silent = true
+		board.mu.Unlock()
+		for _, r := range board.members {
+			for name, ask := range map[string]func() error{
+				"proposal": func() error { _, err := r.Propose(t.Context(), number(1)); return err },
+				"change":   func() error { _, err := r.Configure(t.Context(), &pb.ConfChangeV2{}); return err },
+				"barrier":  func() error { return r.Barrier(t.Context()) },
+			} {
+				began := time.Now()
+				err := ask()
+				if took := time.Since(began); fault.Of(err) != fault.Timeout || took < 3*time.Second || took > 3200*time.Millisecond {
+					t.Errorf("a %s ended after %v with %v", name, took, err)
+				}
+			}
+			time.Sleep(3 * time.Second) // of the bubble
+			if n := r.pending.commands.Load(); n != 0 {
+				t.Errorf("%d commands are still accounted for", n)
+			}
+		}
+	})
+}
+
 // A failing disk or machine ends the member with the error.
 func TestFailures(t *testing.T) {
 	t.Run("machine", func(t *testing.T) {

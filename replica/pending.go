@@ -16,6 +16,7 @@ type waiter[R any] struct {
 	state atomic.Uint32
 	done  chan struct{} // holds one: told when result and err are there
 
+	began   uint64 // tick
 	command []byte
 	change  *pb.ConfChangeV2 // the command comes with a change of the membership
 	to      uint64           // leadership is to be handed to this member
@@ -38,6 +39,15 @@ func (w *waiter[R]) end(result R, err error) bool {
 	w.result, w.err = result, err
 	w.done <- struct{}{}
 	return true
+}
+
+// expire ends the wait of somebody for whom there will be no outcome in time. A
+// batch may still know the waiter, which is not used again.
+func (w *waiter[R]) expire(err error) {
+	if w.state.CompareAndSwap(waiting, left) {
+		w.err = err
+		w.done <- struct{}{}
+	}
 }
 
 // batch is those who wait for the commands of one entry.
@@ -120,16 +130,15 @@ func (p *pending[R]) hide(term uint64) {
 	}
 }
 
-// sweep forgets the batches proposed before a tick that everybody has left.
-func (p *pending[R]) sweep(before uint64) {
+// sweep looks at everybody who waits, and forgets the batches proposed before a
+// tick that everybody has left.
+func (p *pending[R]) sweep(before uint64, look func(*waiter[R])) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for number, b := range p.mu.batches {
-		if b.tick >= before {
-			continue
-		}
-		abandoned := true
+		abandoned := b.tick < before
 		for _, w := range b.waiters {
+			look(w)
 			abandoned = abandoned && w.state.Load() == left
 		}
 		if abandoned {

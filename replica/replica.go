@@ -90,6 +90,11 @@ type Options[R any] struct {
 	// words of a timeout, and when to hasten. Default: all can.
 	Connected func(id uint64) bool
 
+	// LimitTicks is how long somebody waits for a result or for what a read
+	// needs, and a little more; the words say why it was too long. Default:
+	// until the context ends.
+	LimitTicks uint64
+
 	BatchBytes   int    // of commands in one entry; default 1 MiB; one larger command is an entry
 	WaitingMax   int    // commands without result; default 65536
 	WaitingBytes int64  // of them; default 256 MiB
@@ -284,9 +289,9 @@ func (r *Replica[R]) Status() *Status { return r.status.Load() }
 func (r *Replica[R]) LogBytes() int64 { return r.log.Size() }
 
 // Propose returns the result of a command once it is committed and applied
-// here. The context should have a deadline: a proposal that was lost on its
-// way to a leader who stays is not noticed otherwise; one that a change of
-// leaders has lost is proposed again. When Propose returns early, the
+// here. Without LimitTicks the context should have a deadline: a proposal that
+// was lost on its way to a leader who stays is not noticed otherwise; one that
+// a change of leaders has lost is proposed again. When Propose returns early, the
 // command may still be executed, unless the error is TooManyRequests. The
 // command must not change until then.
 func (r *Replica[R]) Propose(ctx context.Context, command []byte) (R, error) {
@@ -296,7 +301,6 @@ func (r *Replica[R]) Propose(ctx context.Context, command []byte) (R, error) {
 	}
 	w := r.waiter()
 	w.command = command
-	began := r.ticks.Load()
 	r.mu.Lock()
 	if r.mu.closed {
 		r.mu.Unlock()
@@ -309,11 +313,7 @@ func (r *Replica[R]) Propose(ctx context.Context, command []byte) (R, error) {
 	if first {
 		r.notify()
 	}
-	result, err := r.wait(ctx, w, began)
-	if err != nil && ctx.Err() != nil {
-		r.o.Metrics.Failed.Inc()
-	}
-	return result, err
+	return r.wait(ctx, w, r.o.Metrics.Failed)
 }
 
 // admit takes a command into account, or refuses it.
@@ -345,14 +345,13 @@ func (r *Replica[R]) Configure(ctx context.Context, change *pb.ConfChangeV2) (R,
 		r.pending.account([]*waiter[R]{w})
 		return none, fault.Stopped
 	}
-	return r.wait(ctx, w, r.ticks.Load())
+	return r.wait(ctx, w, r.o.Metrics.Failed)
 }
 
 // Barrier returns when all that was committed anywhere in the cluster before
 // the call is applied here.
 func (r *Replica[R]) Barrier(ctx context.Context) error {
 	w := r.waiter()
-	began := r.ticks.Load()
 	r.mu.Lock()
 	if r.mu.closed {
 		r.mu.Unlock()
@@ -364,10 +363,7 @@ func (r *Replica[R]) Barrier(ctx context.Context) error {
 	if first {
 		r.notify()
 	}
-	_, err := r.wait(ctx, w, began)
-	if err != nil && ctx.Err() != nil {
-		r.o.Metrics.FailedReads.Inc()
-	}
+	_, err := r.wait(ctx, w, r.o.Metrics.FailedReads)
 	return err
 }
 
@@ -379,7 +375,7 @@ func (r *Replica[R]) Transfer(ctx context.Context, to uint64) error {
 	if !r.submit(func(in *inbox[R]) { in.transfers = append(in.transfers, w) }) {
 		return fault.Stopped
 	}
-	_, err := r.wait(ctx, w, r.ticks.Load())
+	_, err := r.wait(ctx, w, nil)
 	return err
 }
 
@@ -426,22 +422,33 @@ func (r *Replica[R]) notify() {
 }
 
 func (r *Replica[R]) waiter() *waiter[R] {
-	if w, ok := r.waiters.Get().(*waiter[R]); ok {
-		return w
+	w, ok := r.waiters.Get().(*waiter[R])
+	if !ok {
+		w = &waiter[R]{done: make(chan struct{}, 1)}
 	}
-	return &waiter[R]{done: make(chan struct{}, 1)}
+	w.began = r.ticks.Load()
+	return w
 }
 
-// wait returns the outcome, or why there is none when the context ends first.
-func (r *Replica[R]) wait(ctx context.Context, w *waiter[R], began uint64) (R, error) {
+// wait returns the outcome, or why there is none when the context ends first,
+// or the time that anybody may wait. These are counted as late.
+func (r *Replica[R]) wait(ctx context.Context, w *waiter[R], late *metric.Counter) (R, error) {
+	var none R
 	select {
 	case <-w.done:
 	case <-ctx.Done():
 		if w.state.CompareAndSwap(waiting, left) {
-			var none R
-			return none, r.timedOut(ctx, began)
+			late.Inc()
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return none, fault.RequestCanceled
+			}
+			return none, r.timedOut(w.began)
 		}
 		<-w.done
+	}
+	if w.state.Load() == left {
+		late.Inc()
+		return none, w.err
 	}
 	result, err := w.result, w.err
 	*w = waiter[R]{done: w.done}
@@ -451,10 +458,7 @@ func (r *Replica[R]) wait(ctx context.Context, w *waiter[R], began uint64) (R, e
 
 // timedOut chooses the words for a wait that ended without outcome. All of
 // them leave open whether the command is executed.
-func (r *Replica[R]) timedOut(ctx context.Context, began uint64) error {
-	if errors.Is(ctx.Err(), context.Canceled) {
-		return fault.RequestCanceled
-	}
+func (r *Replica[R]) timedOut(began uint64) error {
 	// A leader elected since, or shortly before: the one before may have taken
 	// the command with it.
 	elected, election := r.elected.Load(), uint64(r.o.Core.ElectionTicks)

@@ -136,7 +136,7 @@ func (r *Replica[R]) tick(now time.Time) {
 	if r.o.Hasten && !l.hastened {
 		r.hasten(n)
 	}
-	if n%uint64(r.o.Core.ElectionTicks) == 0 {
+	if r.o.LimitTicks > 0 || n%uint64(r.o.Core.ElectionTicks) == 0 {
 		r.sweep(n)
 	}
 	if l.unsettled && n-l.appendedAt >= uint64(r.o.Core.ElectionTicks) {
@@ -463,13 +463,20 @@ func (r *Replica[R]) finishTransfers() {
 	l.transfers = rest
 }
 
-// sweep forgets those who have left, where nothing else would.
+// sweep ends the waits that have lasted too long, and forgets those who have
+// left, where nothing else would.
 func (r *Replica[R]) sweep(tick uint64) {
 	l := &r.loop
-	r.pending.sweep(tick)
+	look := func(w *waiter[R]) {
+		if r.o.LimitTicks > 0 && tick > w.began+r.o.LimitTicks {
+			w.expire(r.timedOut(w.began))
+		}
+	}
+	r.pending.sweep(tick, look)
 	stay := func(waiters []*waiter[R], commands bool) []*waiter[R] {
 		rest := waiters[:0]
 		for _, w := range waiters {
+			look(w)
 			if w.state.Load() != left {
 				rest = append(rest, w)
 			} else if commands {
@@ -480,6 +487,7 @@ func (r *Replica[R]) sweep(tick uint64) {
 		return rest
 	}
 	l.backlog = stay(l.backlog, true)
+	l.changes = stay(l.changes, true)
 	for i := range l.rounds {
 		l.rounds[i].waiters = stay(l.rounds[i].waiters, false)
 	}
