@@ -10,6 +10,7 @@
 package api
 
 import (
+	"context"
 	"log/slog"
 	"net/http"
 	"time"
@@ -21,6 +22,7 @@ import (
 	"github.com/kvorum/kvorum/api/internal/gateway"
 	"github.com/kvorum/kvorum/api/internal/ops"
 	"github.com/kvorum/kvorum/api/internal/v3"
+	"github.com/kvorum/kvorum/rpc"
 )
 
 // The versions that clients see. They choose what to ask for by them, and
@@ -174,6 +176,25 @@ func (a *API) MessageBytesMax() int { return a.options.RequestBytesMax + frameOv
 // reported by what stands around its method: s needs no interceptors.
 func (a *API) Register(s grpc.ServiceRegistrar) {
 	v3.Register(a.services(), a.gate, a.backend, registrar{s, a.calls})
+}
+
+// RegisterFast gives the methods that nearly all calls ask for a way from
+// bytes to bytes on s, where Register has put them before.
+func (a *API) RegisterFast(s interface{ Fast(path string, f rpc.Fast) }) {
+	for _, m := range v3.Fast(a.services(), a.gate, a.backend) {
+		handle := a.calls.Fast(m.Service, m.Name, m.Decode, m.Handle)
+		fast := rpc.Fast{Handle: handle}
+		if m.Now != nil {
+			fast.Now = func(ctx context.Context, in, out []byte) ([]byte, bool, error) {
+				if !m.Now(in) {
+					return nil, false, nil
+				}
+				answer, err := handle(ctx, in, out)
+				return answer, true, err
+			}
+		}
+		s.Fast("/"+m.Service+"/"+m.Name, fast)
+	}
 }
 
 func (a *API) services() v3.Options {

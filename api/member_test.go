@@ -9,9 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
-
 	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/rpc"
 	"github.com/kvorum/kvorum/state"
 	"github.com/kvorum/kvorum/watch"
 )
@@ -24,7 +23,7 @@ type member struct {
 	*sequencer
 	api     *API
 	options Options
-	server  *grpc.Server
+	server  *rpc.Server
 }
 
 func newMember(t *testing.T, o Options) *member {
@@ -37,10 +36,12 @@ func newMember(t *testing.T, o Options) *member {
 		Events: o.Metrics.Events, Watchers: o.Metrics.Watchers, Slow: o.Metrics.SlowWatchers, Streams: o.Metrics.WatchStreams,
 		Pending: o.Metrics.PendingEvents,
 	}})
+	m.set(func(s *sequencer) { s.mu.limit = o.RequestTimeout })
 	m.api = New(o, m.sequencer)
 
-	m.server = grpc.NewServer(grpc.MaxRecvMsgSize(m.api.MessageBytesMax()))
+	m.server = rpc.New(rpc.Options{ReceiveBytesMax: m.api.MessageBytesMax()})
 	m.api.Register(m.server)
+	m.api.RegisterFast(m.server)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -80,6 +81,7 @@ type sequencer struct {
 		propose error // instead of what would happen
 		barrier error
 		hold    chan struct{} // proposals and barriers wait until it is closed
+		limit   time.Duration // or so long; 0: for ever
 		size    int64         // of a machine that is larger than it is
 
 		reachable map[state.MemberID]time.Time // since when
@@ -119,14 +121,20 @@ func (s *sequencer) set(change func(*sequencer)) {
 
 func (s *sequencer) wait(ctx context.Context) error {
 	s.mu.Lock()
-	hold := s.mu.hold
+	hold, limit := s.mu.hold, s.mu.limit
 	s.mu.Unlock()
+	var late <-chan time.Time
+	if limit > 0 {
+		late = time.After(limit)
+	}
 	if hold == nil {
 		return nil
 	}
 	select {
 	case <-hold:
 		return nil
+	case <-late:
+		return fault.Timeout
 	case <-ctx.Done():
 		if ctx.Err() == context.Canceled {
 			return fault.RequestCanceled

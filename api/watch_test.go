@@ -21,6 +21,9 @@ import (
 )
 
 // watching opens a stream of watches that ends with the test.
+// idleWorkers wait for the next call.
+var idleWorkers = goleak.IgnoreTopFunction("github.com/kvorum/kvorum/rpc.(*workers).work")
+
 func (m *member) watching(t *testing.T, meta ...string) pb.Watch_WatchClient {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), meta...), 20*time.Second)
@@ -108,7 +111,7 @@ func TestAClosedWatchLeavesNothing(t *testing.T) {
 			t.Error("a canceled stream goes on")
 		}
 	}
-	if err := goleak.Find(before); err != nil {
+	if err := goleak.Find(before, idleWorkers); err != nil {
 		t.Error(err)
 	}
 	for _, line := range []string{
@@ -267,7 +270,7 @@ func TestWatchOverHTTP(t *testing.T) {
 	}
 	resp.Body.Close()
 	http.DefaultClient.CloseIdleConnections()
-	if err := goleak.Find(before); err != nil {
+	if err := goleak.Find(before, idleWorkers); err != nil {
 		t.Error(err)
 	}
 }

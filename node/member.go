@@ -62,7 +62,8 @@ type memberOptions struct {
 	Tick           time.Duration
 	ElectionTicks  int
 	NoPreVote      bool
-	Hasten         bool // the first election
+	Limit          time.Duration // a request waits so long; default: until its context ends
+	Hasten         bool          // the first election
 	NoSync         bool
 	KeepEntries    int
 	FlushEntries   uint64 // entries after which the table is made durable
@@ -194,14 +195,15 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 			KeepEntries: o.KeepEntries,
 			KeepBytes:   keepBytes,
 		},
-		Transport: postman{m},
-		Alone:     forced(o.Alone),
-		Hasten:    o.Hasten,
-		Leading:   func(term uint64) { m.office.Hold(state.Term(term)) },
-		Connected: m.connected,
-		Core:      replica.CoreOptions{ElectionTicks: o.ElectionTicks, NoPreVote: o.NoPreVote},
-		Tick:      o.Tick,
-		Accepted:  func(out state.Outcome) bool { return out.Refusal == nil },
+		Transport:  postman{m},
+		Alone:      forced(o.Alone),
+		Hasten:     o.Hasten,
+		Leading:    func(term uint64) { m.office.Hold(state.Term(term)) },
+		Connected:  m.connected,
+		Core:       replica.CoreOptions{ElectionTicks: o.ElectionTicks, NoPreVote: o.NoPreVote},
+		Tick:       o.Tick,
+		LimitTicks: uint64(o.Limit / o.Tick),
+		Accepted:   func(out state.Outcome) bool { return out.Refusal == nil },
 		Metrics: replica.Metrics{
 			Pending:        o.Metrics.ProposalsPending,
 			Failed:         o.Metrics.ProposalsFailed,

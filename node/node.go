@@ -136,6 +136,7 @@ func openServer(ctx context.Context, s *config.Server, dir *dataDir, d *doors, m
 		Tick:          s.HeartbeatInterval,
 		ElectionTicks: int(s.ElectionTimeout / s.HeartbeatInterval),
 		NoPreVote:     !s.PreVote,
+		Limit:         requestTimeout(s),
 		Hasten:        s.InitialElectionTickAdvance,
 		NoSync:        s.UnsafeNoFsync,
 		KeepEntries:   int(min(s.SnapshotCatchUpEntries, math.MaxInt32)),
@@ -171,6 +172,10 @@ func openServer(ctx context.Context, s *config.Server, dir *dataDir, d *doors, m
 	return m, nil
 }
 
+// requestTimeout is how long a request may wait: for a leader to be missed, and
+// another to be found.
+func requestTimeout(s *config.Server) time.Duration { return 5*time.Second + 2*s.ElectionTimeout }
+
 func apiOptions(s *config.Server, metrics *api.Metrics, log *slog.Logger) api.Options {
 	var features []api.Feature
 	s.FeatureGates.All(func(gate config.Gate, stage string, on bool) {
@@ -180,7 +185,7 @@ func apiOptions(s *config.Server, metrics *api.Metrics, log *slog.Logger) api.Op
 		Features:        features,
 		RequestBytesMax: int(s.MaxRequestBytes),
 		TxnOpsMax:       s.MaxTxnOps,
-		RequestTimeout:  5*time.Second + 2*s.ElectionTimeout,
+		RequestTimeout:  requestTimeout(s),
 		LeaderTimeout:   3 * s.ElectionTimeout,
 		QuotaBytes:      s.QuotaBackendBytes,
 		LearnersMax:     s.MaxLearners,
@@ -360,6 +365,7 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 		Sent:                 d.sent,
 	})
 	a.Register(server)
+	a.RegisterFast(server)
 
 	// The gateway asks the same server over a pipe.
 	pipe := bufconn.Listen(1 << 20)

@@ -22,7 +22,8 @@ import (
 // Backend is what the gate asks of the member behind it.
 type Backend interface {
 	// Propose returns once command is committed and applied here. Its error
-	// wraps a fault if the client may know it, and so it is when ctx ends.
+	// wraps a fault if the client may know it, and so it is when ctx ends, or
+	// the time for which anybody may wait.
 	Propose(ctx context.Context, command []byte) (state.Outcome, error)
 
 	// Configure does the same with a command that comes with a change of who
@@ -114,11 +115,20 @@ const commandBytes = 8
 
 // EnterUnary tells whether this member may answer req at all.
 func (g *Gate) EnterUnary(ctx context.Context, req any) error {
+	return g.enter(ctx, learnerAnswers(req), fencedAnswers(req))
+}
+
+// Enter tells whether this member may answer a request for keys, which a
+// learner may answer or not.
+func (g *Gate) Enter(ctx context.Context, learner bool) error { return g.enter(ctx, learner, false) }
+
+// enter is told who else may answer: a learner, one that is fenced.
+func (g *Gate) enter(ctx context.Context, learner, fenced bool) error {
 	s := g.backend.Status()
-	if g.backend.View().Corrupt(s.Member) && !fencedAnswers(req) {
+	if !fenced && g.backend.View().Corrupt(s.Member) {
 		return fault.Corrupt
 	}
-	if s.Learner && !learnerAnswers(req) {
+	if s.Learner && !learner {
 		return fault.LearnerUnsupported
 	}
 	return wantsLeader(ctx, s)
@@ -166,8 +176,8 @@ func wantsLeader(ctx context.Context, s Status) error {
 	return nil
 }
 
-// Limited returns ctx with an end: a request must not wait for ever on others.
-// Most clients set one that is nearer, and a second timer would be for nothing.
+// Limited returns ctx with an end, for requests that wait on others than the
+// Backend, which has a limit of its own.
 func (g *Gate) Limited(ctx context.Context) (context.Context, context.CancelFunc) {
 	if end, ok := ctx.Deadline(); ok && time.Until(end) < g.options.Timeout {
 		return ctx, func() {}
@@ -179,9 +189,7 @@ func (g *Gate) Limited(ctx context.Context) (context.Context, context.CancelFunc
 // that was committed before the call.
 func (g *Gate) View(ctx context.Context, linear bool) (*state.View, error) {
 	if linear {
-		waiting, cancel := g.Limited(ctx)
-		defer cancel()
-		if err := g.backend.Barrier(waiting); err != nil {
+		if err := g.backend.Barrier(ctx); err != nil {
 			// A read that its client gave up is told as it is. Nothing hangs on
 			// why, as it does with a write that may yet happen.
 			if ctx.Err() != nil {
@@ -233,8 +241,13 @@ func (g *Gate) Status() Status { return g.backend.Status() }
 // Propose has the request made true: it returns what became of it, once it is
 // committed and applied here. A refusal by the state is an error.
 func (g *Gate) Propose(ctx context.Context, kind state.Kind, req proto.Message) (state.Outcome, error) {
+	return g.ProposeEncoded(ctx, kind, req, nil)
+}
+
+// ProposeEncoded does the same with a request whose encoded form is at hand.
+func (g *Gate) ProposeEncoded(ctx context.Context, kind state.Kind, req proto.Message, encoded []byte) (state.Outcome, error) {
 	start := time.Now()
-	out, err := g.propose(ctx, kind, req)
+	out, err := g.propose(ctx, kind, req, encoded)
 	if err == nil && out.Refusal != nil {
 		err = out.Refusal
 	}
@@ -242,11 +255,15 @@ func (g *Gate) Propose(ctx context.Context, kind state.Kind, req proto.Message) 
 	return out, err
 }
 
-func (g *Gate) propose(ctx context.Context, kind state.Kind, req proto.Message) (state.Outcome, error) {
+func (g *Gate) propose(ctx context.Context, kind state.Kind, req proto.Message, encoded []byte) (state.Outcome, error) {
 	if err := g.room(ctx, kind, req); err != nil {
 		return state.Outcome{}, err
 	}
-	command, err := state.Command{Kind: kind, Request: req}.Append(make([]byte, 0, commandBytes+proto.Size(req)))
+	size := len(encoded)
+	if encoded == nil {
+		size = proto.Size(req)
+	}
+	command, err := state.Command{Kind: kind, Request: req, Encoded: encoded}.Append(make([]byte, 0, commandBytes+size))
 	if err != nil {
 		return state.Outcome{}, err
 	}
@@ -254,9 +271,7 @@ func (g *Gate) propose(ctx context.Context, kind state.Kind, req proto.Message) 
 		return state.Outcome{}, fault.RequestTooLarge
 	}
 
-	waiting, cancel := g.Limited(ctx)
-	defer cancel()
-	return g.backend.Propose(waiting, command)
+	return g.backend.Propose(ctx, command)
 }
 
 // Configure has a change of the members made true, as Propose does with other
@@ -267,9 +282,7 @@ func (g *Gate) Configure(ctx context.Context, kind state.Kind, req proto.Message
 	if err != nil {
 		return state.Outcome{}, err
 	}
-	waiting, cancel := g.Limited(ctx)
-	defer cancel()
-	out, err := g.backend.Configure(waiting, command, change)
+	out, err := g.backend.Configure(ctx, command, change)
 	if err == nil && out.Refusal != nil {
 		err = out.Refusal
 	}

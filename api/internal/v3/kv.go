@@ -20,23 +20,27 @@ type kv struct {
 }
 
 func (s kv) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
-	if err := state.CheckRange(r); err != nil {
-		return nil, err
-	}
-	start := time.Now()
-	view, err := s.gate.View(ctx, !r.Serializable)
-	if err != nil {
-		s.gate.Observe(gate.Range, start, err)
-		return nil, err
-	}
-	a, err := s.gate.Range(view, r)
-	s.gate.Observe(gate.Range, start, err)
+	a, err := s.answer(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	resp := &pb.RangeResponse{Header: s.header(a.Revision), More: a.More, Count: a.Count}
 	setPairs(resp, a.Pairs)
 	return resp, nil
+}
+
+// answer returns what r asks for.
+func (s kv) answer(ctx context.Context, r *pb.RangeRequest) (a state.Answer, err error) {
+	if err := state.CheckRange(r); err != nil {
+		return a, err
+	}
+	start := time.Now()
+	defer func() { s.gate.Observe(gate.Range, start, err) }()
+	view, err := s.gate.View(ctx, !r.Serializable)
+	if err != nil {
+		return a, err
+	}
+	return s.gate.Range(view, r)
 }
 
 // setPairs gives resp pairs that are encoded already. They become unknown

@@ -108,14 +108,22 @@ func (s *server) fill(h *pb.ResponseHeader) {
 	h.ClusterId, h.MemberId, h.RaftTerm = uint64(status.Cluster), uint64(status.Member), uint64(status.Term)
 }
 
-// propose has req made true and returns the state's answer with its header
-// completed.
-func propose[R interface {
+// answered is an answer with a header.
+type answered interface {
 	proto.Message
 	GetHeader() *pb.ResponseHeader
-}](ctx context.Context, s *server, kind state.Kind, req proto.Message) (R, error) {
+}
+
+// propose has req made true and returns the state's answer with its header
+// completed.
+func propose[R answered](ctx context.Context, s *server, kind state.Kind, req proto.Message) (R, error) {
+	return proposeEncoded[R](ctx, s, kind, req, nil)
+}
+
+// proposeEncoded does the same where the encoded request is at hand.
+func proposeEncoded[R answered](ctx context.Context, s *server, kind state.Kind, req proto.Message, encoded []byte) (R, error) {
 	var none R
-	out, err := s.gate.Propose(ctx, kind, req)
+	out, err := s.gate.ProposeEncoded(ctx, kind, req, encoded)
 	if err != nil {
 		return none, err
 	}
