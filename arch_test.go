@@ -28,6 +28,7 @@ fault    < state..., replica, peer, watch, leader, rpc, api..., node, listen
 metric   < state..., replica..., wal, peer, watch, leader, rpc, api..., node, listen
 internal/wire < state, api..., test...
 internal/mutant < state..., replica..., wal
+internal/histogram < ctl/internal/load
 
 state/internal/table < state/internal/mvcc, state/internal/lease, state/internal/auth, state/internal/member, state/internal/alarm, state
 state/internal/mvcc  < state
@@ -60,6 +61,7 @@ config < node, dev, cmd/kvorum
 node   < dev, cmd/kvorum
 dev    < cmd/kvorum
 ctl    < cmd/kvorum
+ctl/internal/load < ctl
 `
 
 // walls lists what a package must never import, and why.

@@ -65,7 +65,7 @@ func New(called string) *cobra.Command {
 	root.AddCommand(
 		a.putCommand(), a.getCommand(), a.delCommand(), a.txnCommand(), a.compactionCommand(), a.leaseCommand(),
 		a.endpointCommand(), a.memberCommand(), a.moveLeaderCommand(), a.alarmCommand(), a.defragCommand(),
-		a.completionCommand(), a.optionsCommand(), a.versionCommand(),
+		a.checkCommand(), a.completionCommand(), a.optionsCommand(), a.versionCommand(),
 	)
 	if called != Etcdctl {
 		root.AddCommand(a.statusCommand())

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/kvorum/kvorum/internal/histogram"
 	"golang.org/x/net/http2"
 )
 
@@ -62,7 +63,7 @@ type conn struct {
 	done    int64
 	errors  int64
 	first   error
-	latency Histogram
+	latency histogram.Histogram
 }
 
 // stream is the place of one caller. It carries one request after another,

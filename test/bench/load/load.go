@@ -1,7 +1,7 @@
 // Package load drives a server of the etcd v3 API as hard as it can take while
 // costing the machine as little as possible: about 2 µs of CPU a request, where
 // a client of general use spends ten times that. It holds the loads, the
-// messages and the HTTP/2 they need, and a histogram; it knows nothing of
+// messages and the HTTP/2 they need; it knows nothing of
 // processes, of kvorum or of etcd.
 //
 // Each load is a closed loop: a fixed number of callers, each with one request
@@ -23,6 +23,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/kvorum/kvorum/internal/histogram"
 )
 
 // Options tell where, how hard and for how long a load runs.
@@ -51,7 +53,7 @@ type Result struct {
 	Errors     int64
 	FirstError error
 	Elapsed    time.Duration
-	Latency    Histogram
+	Latency    histogram.Histogram
 	ClientCPU  time.Duration // this process
 	ServerCPU  time.Duration // as metered
 }

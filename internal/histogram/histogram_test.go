@@ -1,6 +1,7 @@
-package load
+package histogram
 
 import (
+	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -37,6 +38,11 @@ func TestQuantilesAreNearTheTruth(t *testing.T) {
 	}
 	slices.Sort(values)
 	left.Merge(&right)
+	// The squares are summed in another order.
+	if math.Abs(left.squares-whole.squares) > 1e-9*whole.squares {
+		t.Errorf("merged, the squares are %v, not %v", left.squares, whole.squares)
+	}
+	left.squares = whole.squares
 	if left != whole {
 		t.Error("two merged histograms differ from one")
 	}
@@ -49,11 +55,19 @@ func TestQuantilesAreNearTheTruth(t *testing.T) {
 	if whole.Max() != values[len(values)-1] || whole.Count() != int64(len(values)) {
 		t.Errorf("max %v, count %d", whole.Max(), whole.Count())
 	}
+	var squares float64
+	for _, v := range values {
+		squares += math.Pow((v - whole.Mean()).Seconds(), 2)
+	}
+	truth := math.Sqrt(squares / float64(len(values)))
+	if got := whole.Deviation().Seconds(); math.Abs(got-truth) > 1e-6 {
+		t.Errorf("the standard deviation is %v, in truth %v", got, truth)
+	}
 }
 
 func TestEmptyHistogram(t *testing.T) {
 	var h Histogram
-	if h.Quantile(0.99) != 0 || h.Mean() != 0 || h.Max() != 0 {
+	if h.Quantile(0.99) != 0 || h.Mean() != 0 || h.Max() != 0 || h.Deviation() != 0 {
 		t.Error("an empty histogram should tell zeros")
 	}
 }

@@ -1,6 +1,8 @@
-package load
+// Package histogram counts durations in a fixed space, for quantiles.
+package histogram
 
 import (
+	"math"
 	"math/bits"
 	"time"
 )
@@ -20,6 +22,7 @@ type Histogram struct {
 	count   [buckets]int64
 	total   int64
 	sum     time.Duration
+	squares float64 // of seconds
 	longest time.Duration
 }
 
@@ -29,6 +32,7 @@ func (h *Histogram) Add(d time.Duration) {
 	h.count[bucket(uint64(d))]++
 	h.total++
 	h.sum += d
+	h.squares += d.Seconds() * d.Seconds()
 	h.longest = max(h.longest, d)
 }
 
@@ -39,6 +43,7 @@ func (h *Histogram) Merge(other *Histogram) {
 	}
 	h.total += other.total
 	h.sum += other.sum
+	h.squares += other.squares
 	h.longest = max(h.longest, other.longest)
 }
 
@@ -54,6 +59,16 @@ func (h *Histogram) Mean() time.Duration {
 		return 0
 	}
 	return h.sum / time.Duration(h.total)
+}
+
+// Deviation is the standard deviation; 0 when nothing was added.
+func (h *Histogram) Deviation() time.Duration {
+	if h.total == 0 {
+		return 0
+	}
+	mean := h.sum.Seconds() / float64(h.total)
+	variance := h.squares/float64(h.total) - mean*mean
+	return time.Duration(math.Sqrt(max(variance, 0)) * float64(time.Second))
 }
 
 // Quantile is the duration that the share q (0 to 1) of all stayed at or below,
