@@ -49,6 +49,8 @@ type Server struct {
 	MaxTxnOps                  int
 	MaxRequestBytes            int64
 	MaxConcurrentStreams       uint32
+	MaxWaitingRequests         int
+	MaxWaitingBytes            int64
 	KeepAliveMinTime           time.Duration
 	KeepAliveInterval          time.Duration // 0: never ping a client
 	KeepAliveTimeout           time.Duration

@@ -63,6 +63,8 @@ type memberOptions struct {
 	ElectionTicks  int
 	NoPreVote      bool
 	Limit          time.Duration // a request waits so long; default: until its context ends
+	WaitingMax     int           // writes, and reads, that wait; default 65536
+	WaitingBytes   int64         // of the writes; default 256 MiB
 	Hasten         bool          // the first election
 	NoSync         bool
 	KeepEntries    int
@@ -203,7 +205,8 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 		Core:       replica.CoreOptions{ElectionTicks: o.ElectionTicks, NoPreVote: o.NoPreVote},
 		Tick:       o.Tick,
 		LimitTicks: uint64(o.Limit / o.Tick),
-		Accepted:   func(out state.Outcome) bool { return out.Refusal == nil },
+		WaitingMax: o.WaitingMax, WaitingBytes: o.WaitingBytes,
+		Accepted: func(out state.Outcome) bool { return out.Refusal == nil },
 		Metrics: replica.Metrics{
 			Pending:        o.Metrics.ProposalsPending,
 			Failed:         o.Metrics.ProposalsFailed,

@@ -137,6 +137,8 @@ func openServer(ctx context.Context, s *config.Server, dir *dataDir, d *doors, m
 		ElectionTicks: int(s.ElectionTimeout / s.HeartbeatInterval),
 		NoPreVote:     !s.PreVote,
 		Limit:         requestTimeout(s),
+		WaitingMax:    s.MaxWaitingRequests,
+		WaitingBytes:  s.MaxWaitingBytes,
 		Hasten:        s.InitialElectionTickAdvance,
 		NoSync:        s.UnsafeNoFsync,
 		KeepEntries:   int(min(s.SnapshotCatchUpEntries, math.MaxInt32)),

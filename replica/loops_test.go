@@ -176,10 +176,14 @@ func TestBounds(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		for range 10 {
 			go r.Propose(ctx, number(1))
+			go r.Barrier(ctx)
 		}
 		synctest.Wait()
 		if _, err := r.Propose(ctx, number(1)); !errors.Is(err, fault.TooManyRequests) {
 			t.Fatalf("the eleventh proposal: %v", err)
+		}
+		if err := r.Barrier(ctx); !errors.Is(err, fault.TooManyRequests) {
+			t.Fatalf("the eleventh read: %v", err)
 		}
 		cancel()
 		time.Sleep(3 * time.Second) // of the bubble
@@ -188,6 +192,9 @@ func TestBounds(t *testing.T) {
 		}
 		if n := r.pending.bytes.Load(); n != 0 {
 			t.Fatalf("%d bytes are still accounted for", n)
+		}
+		if n := r.reads.Load(); n != 0 {
+			t.Fatalf("%d reads are still accounted for", n)
 		}
 	})
 }

@@ -96,7 +96,7 @@ type Options[R any] struct {
 	LimitTicks uint64
 
 	BatchBytes   int    // of commands in one entry; default 1 MiB; one larger command is an entry
-	WaitingMax   int    // commands without result; default 65536
+	WaitingMax   int    // commands without result, and reads; default 65536 of each
 	WaitingBytes int64  // of them; default 256 MiB
 	UnappliedMax uint64 // entries committed but not applied, beyond which no command is taken; default 5000
 	Metrics      Metrics
@@ -172,6 +172,7 @@ type Replica[R any] struct {
 	elected atomic.Uint64 // tick at which the present leader was first heard of
 	durable atomic.Uint64 // index that the machine holds durably
 	waiters sync.Pool
+	reads   atomic.Int64 // that wait
 
 	core *Core       // owned by the raft loop
 	loop raftLoop[R] // owned by the raft loop
@@ -351,6 +352,10 @@ func (r *Replica[R]) Configure(ctx context.Context, change *pb.ConfChangeV2) (R,
 // Barrier returns when all that was committed anywhere in the cluster before
 // the call is applied here.
 func (r *Replica[R]) Barrier(ctx context.Context) error {
+	defer r.reads.Add(-1)
+	if r.reads.Add(1) > int64(r.o.WaitingMax) {
+		return fault.TooManyRequests
+	}
 	w := r.waiter()
 	r.mu.Lock()
 	if r.mu.closed {
