@@ -59,19 +59,45 @@ func TestFailedLoadShowsNoFigures(t *testing.T) {
 	}
 }
 
-func TestLoadsAreChosenByName(t *testing.T) {
-	chosen, big, err := choose(options{only: "get,big,put", seconds: 1})
-	if err != nil || !big || len(chosen) != 2 || chosen[0].name != "get" || chosen[1].name != "put" {
-		t.Errorf("%v, big %t, %v", chosen, big, err)
+func TestLoadsAreChosenByNameAndGroup(t *testing.T) {
+	o := options{only: "get,big,put,lease", seconds: 1, clients: 100}
+	chosen, long, err := choose(o)
+	if err != nil || len(long) != 1 || len(chosen) != 4 || chosen[0].name != "get" || chosen[1].name != "put" {
+		t.Errorf("%v, long %v, %v", chosen, long, err)
 	}
-	if _, _, err := choose(options{only: "put,prut", seconds: 1}); err == nil || !strings.Contains(err.Error(), `"prut"`) {
+	o.only = "put,prut"
+	if _, _, err := choose(o); err == nil || !strings.Contains(err.Error(), `"prut"`) {
 		t.Error(err)
 	}
-	if _, _, err := choose(options{only: "big", seconds: 1, members: 3}); err == nil {
+	o.only, o.members = "big", 3
+	if _, _, err := choose(o); err == nil {
 		t.Error("many keys in a cluster")
 	}
-	if chosen, big, err = choose(options{seconds: 1}); err != nil || !big || len(chosen) < 9 {
-		t.Errorf("%d chosen, big %t, %v", len(chosen), big, err)
+	o.only, o.members = "", 1
+	if chosen, long, err = choose(o); err != nil || len(long) > 0 || len(chosen) < 15 {
+		t.Errorf("%d chosen, long %v, %v", len(chosen), long, err)
+	}
+	o.only = longGroup
+	if chosen, long, err = choose(o); err != nil || len(long) < 5 || len(chosen) > 0 {
+		t.Errorf("%d chosen, long %v, %v", len(chosen), long, err)
+	}
+}
+
+func TestGoalsAreJudged(t *testing.T) {
+	ours := figure{Unit: microseconds, Values: [2]float64{60_000, 0}, Goal: &goal{AtMost: 50_000}}
+	both := figure{Unit: bytesOf, Values: [2]float64{2 << 20, 4 << 20}, Goal: &goal{Of: ofBoth, AtMost: 0.5}}
+	tail := row{RateRatio: 9, P99Ratio: 0.6, Goal: &goal{Of: ofTail, AtMost: 0.5}}
+	for _, c := range []struct{ got, want string }{
+		{ours.verdict(), "≤ 50.00 ms ✗"},
+		{both.verdict(), "× ≤ 0.50 ✓"},
+		{tail.verdict(), "p99 × ≤ 0.50 ✗"},
+		{row{RateRatio: 3, Goal: &goal{Of: ofRate, AtLeast: 3}}.verdict(), "rate × ≥ 3.00 ✓"},
+		{row{RateRatio: 3}.verdict(), ""},
+		{figure{Goal: &goal{Of: ofBoth, AtMost: 1}}.verdict(), "× ≤ 1.00 ✗"}, // not reached
+	} {
+		if c.got != c.want {
+			t.Errorf("%q, want %q", c.got, c.want)
+		}
 	}
 }
 

@@ -25,6 +25,15 @@ type comparison struct {
 	fill  load.Load // puts every key once, before all rounds, or before each
 	keys  uint64    // how many keys that is; 0: the load starts on an empty store
 	fresh bool      // fill before each round, and use each key once
+
+	members int  // of the cluster; 0: as the options say
+	spread  bool // connections go to all members in turn, not to the leader alone
+	secure  bool // over TLS, whatever the options say
+	goal    *goal
+
+	// measure is how a turn goes that is more than driving the load. Default:
+	// drive it.
+	measure func(ctx context.Context, o options, s *server, l load.Options) (*load.Result, error)
 }
 
 func comparisons(o options) []comparison {
@@ -39,17 +48,26 @@ func comparisons(o options) []comparison {
 	many := func(c comparison) comparison { c.conns, c.streams = o.conns, o.streams; return c }
 	one := func(c comparison) comparison { c.conns, c.streams = 1, 1; return c }
 	filled := func(c comparison) comparison { c.fill, c.keys = fill, o.keys; return c }
+	atLeast := func(x float64) *goal { return &goal{Of: ofRate, AtLeast: x} }
 	return []comparison{
-		many(comparison{name: "put", what: "put to a random key", load: put}),
-		one(comparison{name: "put-1", what: "put, one caller", load: put}),
+		many(comparison{name: "put", what: "put to a random key", load: put, goal: atLeast(1.8)}),
+		one(comparison{name: "put-1", what: "put, one caller", load: put, goal: atLeast(1.3)}),
 		many(filled(comparison{name: "get", what: "linearizable get", load: get})),
 		one(filled(comparison{name: "get-1", what: "linearizable get, one caller", load: get})),
-		many(filled(comparison{name: "get-local", what: "serializable get", load: local})),
+		many(filled(comparison{name: "get-local", what: "serializable get", load: local, goal: atLeast(1.5)})),
 		filled(comparison{name: "page", what: "page of 1000 keys with count", conns: 2, streams: 4, load: load.Page{Keys: keys, Value: o.value}}),
 		many(filled(comparison{name: "txn", what: "compare and put", load: load.CompareAndPut{Keys: keys, Value: o.value}})),
 		many(filled(comparison{name: "mixed", what: "nine gets to a put", load: load.Mix{Common: get, Rare: put}})),
 		many(comparison{name: "delete", what: "delete of a key that exists", load: load.Delete{Keys: doomed},
 			fill: load.Put{Keys: doomed, Value: o.value, Order: load.Scattered}, keys: doomed.Count, fresh: true}),
+		many(comparison{name: "put-tls", what: "put over TLS", load: put, secure: true}),
+		many(filled(comparison{name: "get-tls", what: "linearizable get over TLS", load: get, secure: true})),
+		many(comparison{name: "put-3", what: "three members, put at the leader", load: put, members: 3, goal: atLeast(2)}),
+		many(comparison{name: "put-3-spread", what: "three members, put at all of them", load: put, members: 3, spread: true}),
+		watchMany(o),
+		watchLatency(o),
+		grants(o),
+		keepAlives(o),
 	}
 }
 
@@ -120,6 +138,7 @@ type row struct {
 	// second's in the same round.
 	RateRatio float64 `json:"rate_ratio"`
 	P99Ratio  float64 `json:"p99_ratio"`
+	Goal      *goal   `json:"goal,omitempty"`
 
 	Failed [2]string `json:"failed"` // empty: every answer was right
 }
@@ -127,10 +146,17 @@ type row struct {
 // compare gives both servers the load, round after round, each on a store of
 // its own that no other load has touched.
 func compare(ctx context.Context, o options, c comparison, products [2]product, dir string) (row, error) {
-	r := row{Name: c.name, What: c.what, Conns: c.conns, Streams: c.streams}
+	r := row{Name: c.name, What: c.what, Conns: c.conns, Streams: c.streams, Goal: c.goal}
+	members := o.members
+	if c.members > 0 {
+		members = c.members
+	}
 	var servers [2]*server
 	for i, p := range products {
-		s, err := newServer(ctx, p, dir, o.members)
+		if !o.tls && !c.secure {
+			p.secure = nil
+		}
+		s, err := newServer(ctx, p, dir, members)
 		if err != nil {
 			return r, err
 		}
@@ -159,20 +185,23 @@ func compare(ctx context.Context, o options, c comparison, products [2]product, 
 			}
 			if err != nil {
 				r.Failed[i] = err.Error()
-				progress("%-10s %-7s %v", c.name, products[i].name, err)
+				progress("%-15s %-7s %v", c.name, products[i].name, err)
 				continue
 			}
 			t := turnOf(result)
 			t.Others = others
 			r.Rounds[i] = append(r.Rounds[i], t)
-			progress("%-10s %-7s %8.0f/s  p50 %s  p99 %s  server %.1f µs  others %.0f%%", c.name, products[i].name, t.Rate, duration(t.P50), duration(t.P99), t.ServerCPU, 100*t.Others)
+			progress("%-15s %-7s %8.0f/s  p50 %s  p99 %s  server %.1f µs  others %.0f%%", c.name, products[i].name, t.Rate, duration(t.P50), duration(t.P99), t.ServerCPU, 100*t.Others)
 		}
 	}
 
 	var rates, tails []float64
 	for i := range min(len(r.Rounds[0]), len(r.Rounds[1])) {
 		a, b := r.Rounds[0][i], r.Rounds[1][i]
-		rates, tails = append(rates, a.Rate/b.Rate), append(tails, a.P99/b.P99)
+		rates = append(rates, a.Rate/b.Rate)
+		if b.P99 > 0 {
+			tails = append(tails, a.P99/b.P99)
+		}
 	}
 	r.RateRatio, r.P99Ratio = median(rates), median(tails)
 	r.Medians = [2]turn{medians(r.Rounds[0]), medians(r.Rounds[1])}
@@ -181,7 +210,7 @@ func compare(ctx context.Context, o options, c comparison, products [2]product, 
 
 // take is one turn of one server, and the share of the machine that others had.
 func take(ctx context.Context, o options, c comparison, s *server, round uint64) (*load.Result, float64, error) {
-	options := load.Options{
+	how := load.Options{
 		Conns:   c.conns,
 		Streams: c.streams,
 		Seed:    round,
@@ -193,14 +222,14 @@ func take(ctx context.Context, o options, c comparison, s *server, round uint64)
 		if err := quiet(ctx, s); err != nil {
 			return nil, 0, err
 		}
-		options.Requests = int64(c.keys)
+		how.Requests = int64(c.keys)
 	} else {
-		options.Duration = time.Duration(o.seconds * float64(time.Second))
-		options.Warmup = options.Duration / 5
+		how.Duration = time.Duration(o.seconds * float64(time.Second))
+		how.Warmup = how.Duration / 5
 	}
 
 	var machine []time.Duration // busy before and after what is measured
-	options.Meter = func() (time.Duration, error) {
+	how.Meter = func() (time.Duration, error) {
 		all, err := busy()
 		if err != nil {
 			return 0, err
@@ -208,7 +237,18 @@ func take(ctx context.Context, o options, c comparison, s *server, round uint64)
 		machine = append(machine, all)
 		return s.cpu()
 	}
-	result, err := s.run(ctx, c.load, options)
+	if c.spread {
+		for _, other := range s.others {
+			how.Others = append(how.Others, other.client)
+		}
+	}
+	measure := c.measure
+	if measure == nil {
+		measure = func(ctx context.Context, _ options, s *server, l load.Options) (*load.Result, error) {
+			return s.run(ctx, c.load, l)
+		}
+	}
+	result, err := measure(ctx, o, s, how)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -270,6 +310,6 @@ func measureFloor(ctx context.Context, o options) (turn, error) {
 		turns = append(turns, turnOf(result))
 	}
 	m := medians(turns)
-	progress("%-10s %16.0f/s  p50 %s  client %.2f µs  responder %.2f µs", "floor", m.Rate, duration(m.P50), m.ClientCPU, m.ServerCPU)
+	progress("%-15s %16.0f/s  p50 %s  client %.2f µs  responder %.2f µs", "floor", m.Rate, duration(m.P50), m.ClientCPU, m.ServerCPU)
 	return m, nil
 }

@@ -32,6 +32,7 @@ type options struct {
 	value   int
 	keys    uint64
 	big     uint64
+	clients int
 	kvorum  string
 	etcd    string
 	dir     string
@@ -64,15 +65,16 @@ func parse() options {
 	var o options
 	quick := flag.Bool("quick", false, "a smoke run: one round of half a second, few keys")
 	list := flag.Bool("list", false, "print the names of the loads and end")
-	flag.StringVar(&o.only, "only", "", "comma-separated names of loads; default all")
+	flag.StringVar(&o.only, "only", "", "comma-separated names of loads and groups, as --list tells; default all but group "+longGroup)
 	flag.IntVar(&o.rounds, "rounds", 5, "turns that each server gets with each load")
 	flag.Float64Var(&o.seconds, "seconds", 3, "measured seconds in a turn; a fifth of it is added for warming up")
 	flag.IntVar(&o.conns, "conns", 8, "connections of the loads with many callers")
 	flag.IntVar(&o.streams, "streams", 64, "callers on each of these connections")
-	flag.IntVar(&o.members, "members", 1, "members of each cluster, of which the leader is driven; CPU is that of all; "+bigName+" is for one")
+	flag.IntVar(&o.members, "members", 1, "members of each cluster, of which the leader is driven; CPU is that of all; group "+longGroup+" is for one")
 	flag.IntVar(&o.value, "value", 256, "bytes of a value")
 	flag.Uint64Var(&o.keys, "keys", 100_000, "keys of the loads")
-	flag.Uint64Var(&o.big, "big", 1_000_000, "keys of the section "+bigName)
+	flag.Uint64Var(&o.big, "big", 1_000_000, "keys of big, and revisions that a watcher is behind")
+	flag.IntVar(&o.clients, "clients", 100_000, "watchers or leases of the loads with very many, and a tenth as many idle connections")
 	flag.StringVar(&o.kvorum, "kvorum", "", "kvorum program; default: built from this checkout")
 	flag.StringVar(&o.etcd, "etcd", "", "etcd program; default: built as pinned in test/bench/etcd")
 	flag.StringVar(&o.dir, "dir", "", "where the data goes; default: the system's temporary directory")
@@ -85,20 +87,22 @@ func parse() options {
 	}
 	if *list {
 		for _, c := range comparisons(o) {
-			fmt.Printf("%-12s %s\n", c.name, c.what)
+			fmt.Printf("%-15s %-8s %s\n", c.name, c.group(), c.what)
 		}
-		fmt.Printf("%-12s %s\n", bigName, "memory, disk, start-up, pages and compaction with many keys")
+		for _, s := range sections(o) {
+			fmt.Printf("%-15s %-8s %s\n", s.Name, longGroup, s.What)
+		}
 		os.Exit(0)
 	}
 	if *quick {
-		o.rounds, o.seconds, o.keys, o.big = 1, 0.5, 10_000, 20_000
+		o.rounds, o.seconds, o.keys, o.big, o.clients = 1, 0.5, 10_000, 20_000, 2000
 	}
 	return o
 }
 
 // bench runs what was asked for and prints the report, also when a load failed.
 func bench(ctx context.Context, o options) error {
-	chosen, big, err := choose(o)
+	chosen, long, err := choose(o)
 	if err != nil {
 		return err
 	}
@@ -140,10 +144,14 @@ func bench(ctx context.Context, o options) error {
 		}
 		r.Loads = append(r.Loads, row)
 	}
-	if big && ctx.Err() == nil {
-		if r.Big, err = compareBig(ctx, o, products, dir); err != nil {
-			r.fail(bigName, err)
+	for _, l := range long {
+		if ctx.Err() != nil {
+			break
 		}
+		if err := l.compare(ctx, o, products, dir); err != nil {
+			r.fail(l.Name, err)
+		}
+		r.Sections = append(r.Sections, l)
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -159,30 +167,55 @@ func bench(ctx context.Context, o options) error {
 	return errors.Join(err, r.failures())
 }
 
-// choose picks the loads that are named, and whether the big section is.
-func choose(o options) (chosen []comparison, big bool, err error) {
-	all := comparisons(o)
+// longGroup is what takes too long to be among the default.
+const longGroup = "long"
+
+func sections(o options) []*section {
+	return []*section{bigSection(o), watchIdle(o), watchBehind(o), leaseExpiry(o), idleConnections(o)}
+}
+
+// group is by what a load is chosen together with others.
+func (c comparison) group() string {
+	switch {
+	case c.members > 0:
+		return "cluster"
+	case c.secure:
+		return "tls"
+	case strings.HasPrefix(c.name, "watch-"):
+		return "watch"
+	case strings.HasPrefix(c.name, "lease-"):
+		return "lease"
+	}
+	return "kv"
+}
+
+// choose picks what is named, by itself or by its group.
+func choose(o options) (chosen []comparison, long []*section, err error) {
+	all, alsoLong := comparisons(o), sections(o)
 	if o.only == "" {
-		return all, o.members <= 1, nil
+		return all, nil, nil
 	}
-next:
 	for name := range strings.SplitSeq(o.only, ",") {
-		if name == bigName {
-			if o.members > 1 {
-				return nil, false, fmt.Errorf("%s is for clusters of one member", bigName)
-			}
-			big = true
-			continue
-		}
+		known := false
 		for _, c := range all {
-			if c.name == name {
-				chosen = append(chosen, c)
-				continue next
+			if c.name == name || c.group() == name {
+				chosen, known = append(chosen, c), true
 			}
 		}
-		return nil, false, fmt.Errorf("no load is called %q; --list names them", name)
+		for _, s := range alsoLong {
+			if s.Name != name && name != longGroup {
+				continue
+			}
+			if o.members > 1 {
+				return nil, nil, fmt.Errorf("%s is for clusters of one member", s.Name)
+			}
+			long, known = append(long, s), true
+		}
+		if !known {
+			return nil, nil, fmt.Errorf("no load is called %q; --list names them", name)
+		}
 	}
-	return chosen, big, nil
+	return chosen, long, nil
 }
 
 func moduleRoot() (string, error) {
@@ -200,13 +233,11 @@ func moduleRoot() (string, error) {
 // build makes the programs that were not given.
 func build(ctx context.Context, o options, root, dir string) ([2]product, error) {
 	products := [2]product{{name: "kvorum", binary: o.kvorum}, {name: "etcd", binary: o.etcd}}
-	if o.tls {
-		secure, err := newCertificate(dir)
-		if err != nil {
-			return products, err
-		}
-		products[0].secure, products[1].secure = secure, secure
+	secure, err := newCertificate(dir)
+	if err != nil {
+		return products, err
 	}
+	products[0].secure, products[1].secure = secure, secure // taken away again where nobody asks for it
 	for i, from := range [2]struct{ folder, source string }{
 		{root, "./cmd/kvorum"},
 		{filepath.Join(root, "test", "bench", "etcd"), "go.etcd.io/etcd/server/v3"},

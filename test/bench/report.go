@@ -14,7 +14,8 @@ type report struct {
 	Members int       `json:"members"`
 	Floor   turn      `json:"floor"`
 	Loads   []row     `json:"loads"`
-	Big     *big      `json:"big,omitempty"`
+
+	Sections []*section `json:"sections,omitempty"`
 
 	Failures []string `json:"failures,omitempty"` // what could not be run to its end
 }
@@ -55,6 +56,47 @@ func (r *report) others() float64 {
 	return median(all)
 }
 
+// goal is what is hoped for of a figure.
+type goal struct {
+	Of      string  `json:"of"`
+	AtLeast float64 `json:"at_least,omitempty"`
+	AtMost  float64 `json:"at_most,omitempty"`
+}
+
+// What a goal may be of.
+const (
+	ofRate = "rate ×"
+	ofTail = "p99 ×"
+	ofBoth = "×" // the ratio of a figure
+	ofOurs = ""  // the first server's figure, whatever the other's
+)
+
+// verdict is empty without a goal; show tells a value as the table does.
+func (g *goal) verdict(value float64, show func(float64) string) string {
+	if g == nil {
+		return ""
+	}
+	sign, bound, met := "≥", g.AtLeast, value >= g.AtLeast
+	if g.AtMost > 0 {
+		sign, bound, met = "≤", g.AtMost, value > 0 && value <= g.AtMost
+	}
+	mark := "✗"
+	if met {
+		mark = "✓"
+	}
+	return strings.TrimSpace(fmt.Sprintf("%s %s %s %s", g.Of, sign, show(bound), mark))
+}
+
+func (r row) verdict() string {
+	switch {
+	case r.Goal == nil || r.Failed != [2]string{}:
+		return ""
+	case r.Goal.Of == ofTail:
+		return r.Goal.verdict(r.P99Ratio, ratio)
+	}
+	return r.Goal.verdict(r.RateRatio, ratio)
+}
+
 // markdown is the report in tables that are Markdown and, being aligned, good
 // to read as they are.
 func (r *report) markdown() string {
@@ -70,25 +112,26 @@ func (r *report) markdown() string {
 		fmt.Fprintf(&b, "Clusters of %d members on this machine, asked at the leader; CPU is that of all members.\n", r.Members)
 	}
 	if len(r.Loads) > 0 {
-		rates := table{{"load", "callers", a, z, "rate ×", a + " p50", z + " p50", a + " p99", z + " p99", "p99 ×", a + " CPU", z + " CPU"}}
+		rates := table{{"load", "callers", a, z, "rate ×", a + " p50", z + " p50", a + " p99", z + " p99", "p99 ×", a + " CPU", z + " CPU", "goal"}}
 		for _, row := range r.Loads {
 			x, y := row.Medians[0], row.Medians[1]
 			rates = append(rates, []string{
 				row.What, fmt.Sprintf("%d×%d", row.Conns, row.Streams),
 				row.show(0, rate(x.Rate)), row.show(1, rate(y.Rate)), ratio(row.RateRatio),
-				row.show(0, duration(x.P50)), row.show(1, duration(y.P50)),
-				row.show(0, duration(x.P99)), row.show(1, duration(y.P99)), ratio(row.P99Ratio),
+				row.show(0, latency(x.P50)), row.show(1, latency(y.P50)),
+				row.show(0, latency(x.P99)), row.show(1, latency(y.P99)), ratio(row.P99Ratio),
 				row.show(0, duration(x.ServerCPU)), row.show(1, duration(y.ServerCPU)),
+				row.verdict(),
 			})
 		}
 		fmt.Fprintf(&b, "Neither client nor server, but the kernel's threads and other programs, had %.0f %% of the cores (median of the turns).\n", 100*r.others())
 		fmt.Fprintf(&b, "\nRates are requests a second, CPU is the server's for one request; all are medians of the rounds.\n"+
 			"× is %s divided by %s in the same round, median: for rates more is better, for p99 less.\n\n%s", a, z, rates)
 	}
-	if r.Big != nil {
-		figures := table{{fmt.Sprintf("%d keys", r.Big.Keys), a, z, a + " / " + z}}
-		for _, f := range r.Big.Figures {
-			figures = append(figures, []string{f.Name, f.show(0), f.show(1), f.ratio()})
+	for _, s := range r.Sections {
+		figures := table{{s.What, a, z, a + " / " + z, "goal"}}
+		for _, f := range s.Figures {
+			figures = append(figures, []string{f.Name, f.show(0), f.show(1), f.ratio(), f.verdict()})
 		}
 		fmt.Fprintf(&b, "\n%s", figures)
 	}
@@ -113,6 +156,14 @@ func duration(micros float64) string {
 		return fmt.Sprintf("%.0f µs", micros)
 	}
 	return fmt.Sprintf("%.1f µs", micros)
+}
+
+// latency is a duration that not every load measures.
+func latency(micros float64) string {
+	if micros == 0 {
+		return "–"
+	}
+	return duration(micros)
 }
 
 func rate(perSecond float64) string { return fmt.Sprintf("%.0f", perSecond) }

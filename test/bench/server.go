@@ -304,15 +304,20 @@ func busy() (time.Duration, error) {
 
 // run is load.Run aimed at this server. Anything but right answers is an error.
 func (s *server) run(ctx context.Context, l load.Load, o load.Options) (*load.Result, error) {
-	o.Addr, o.TLS = s.client, s.trust()
-	if o.Meter == nil {
-		o.Meter = s.cpu
-	}
-	result, err := load.Run(ctx, l, o)
+	result, err := load.Run(ctx, l, s.at(o))
 	if err == nil {
 		err = result.Err()
 	}
 	return result, err
+}
+
+// at aims options at this server.
+func (s *server) at(o load.Options) load.Options {
+	o.Addr, o.TLS = s.client, s.trust()
+	if o.Meter == nil {
+		o.Meter = s.cpu
+	}
+	return o
 }
 
 // cpu is the time, of user and system, that all members have used.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/kvorum/kvorum/internal/histogram"
@@ -64,12 +65,14 @@ type conn struct {
 	errors  int64
 	first   error
 	latency histogram.Histogram
+	told    atomic.Int64 // by talks, from their beginning on
 }
 
-// stream is the place of one caller. It carries one request after another,
-// each under an id of its own.
+// stream is the place of one caller, and carries one request after another,
+// each under an id of its own; or it is a talk, and one call.
 type stream struct {
 	caller  Caller
+	talk    Talk // nil: there is a caller
 	id      uint32
 	started time.Time
 
@@ -85,14 +88,15 @@ type stream struct {
 }
 
 func dial(r *run, number int) (*conn, error) {
-	nc, err := connect(r.options)
+	addr := r.options.addr(number)
+	nc, err := connect(addr, r.options.TLS)
 	if err != nil {
 		return nil, err
 	}
 	c := &conn{
 		run:           r,
 		net:           nc,
-		in:            make([]byte, 256<<10),
+		in:            make([]byte, min(256, 64*r.options.Streams)<<10),
 		answers:       newHeaderReader(),
 		streams:       make([]stream, r.options.Streams),
 		nextID:        1,
@@ -101,7 +105,7 @@ func dial(r *run, number int) (*conn, error) {
 		peerFrameMax:  frameMax,
 		peerStreams:   ^uint32(0),
 	}
-	c.headers.authority = r.options.Addr
+	c.headers.authority = addr
 	c.headers.https = r.options.TLS != nil
 	places := 4
 	for places < 4*len(c.streams) {
@@ -109,7 +113,11 @@ func dial(r *run, number int) (*conn, error) {
 	}
 	c.byID = make([]*stream, places)
 	for i := range c.streams {
-		c.streams[i].caller = r.caller(number*len(c.streams) + i)
+		if at := number*len(c.streams) + i; r.talks != nil {
+			c.streams[i].talk = r.talk(at)
+		} else {
+			c.streams[i].caller = r.caller(at)
+		}
 	}
 
 	c.out = append(c.out, http2.ClientPreface...)
@@ -124,7 +132,7 @@ func dial(r *run, number int) (*conn, error) {
 	for !c.settled {
 		if err := c.receive(); err != nil {
 			nc.Close()
-			return nil, fmt.Errorf("load: greet %s: %w", r.options.Addr, err)
+			return nil, fmt.Errorf("load: greet %s: %w", addr, err)
 		}
 	}
 	if err := c.flush(); err != nil {
@@ -139,12 +147,17 @@ func dial(r *run, number int) (*conn, error) {
 }
 
 // loop asks for every caller until the run lets no more requests begin, and
-// returns when all answers are in. A connection that breaks fails the requests
-// that were under way on it.
+// returns when all answers are in; or it talks until the run closes the
+// connection. A connection that breaks fails the requests that were under way
+// on it.
 func (c *conn) loop() {
 	c.now = time.Now()
 	for i := range c.streams {
-		c.ask(&c.streams[i])
+		if s := &c.streams[i]; s.talk != nil {
+			c.open(s)
+		} else {
+			c.ask(s)
+		}
 	}
 	err := c.flush()
 	for err == nil && c.inFlight > 0 {
@@ -152,7 +165,7 @@ func (c *conn) loop() {
 			err = c.flush()
 		}
 	}
-	if err != nil {
+	if err != nil && !(c.run.talks != nil && c.run.ended.Load()) {
 		c.fail(int64(c.inFlight), err)
 	}
 }
@@ -170,6 +183,18 @@ func (c *conn) ask(s *stream) {
 	if !ok {
 		return
 	}
+	method, body := s.caller.Ask(append(s.buffer[:0], 0, 0, 0, 0, 0), turn)
+	binary.BigEndian.PutUint32(body[1:], uint32(len(body)-5))
+	s.buffer, s.rest = body, body
+	c.begin(s, method)
+	c.asked = append(c.asked, s)
+	if !c.push(s) {
+		c.blocked = append(c.blocked, s)
+	}
+}
+
+// begin gives the stream a new id and starts a call.
+func (c *conn) begin(s *stream, method Method) {
 	id := c.nextID
 	for c.byID[c.place(id)] != nil {
 		id += 2 // ids may be left out, and this one's place is still in use
@@ -177,10 +202,7 @@ func (c *conn) ask(s *stream) {
 	c.nextID = id + 2
 	c.byID[c.place(id)] = s
 	c.inFlight++
-
-	method, body := s.caller.Ask(append(s.buffer[:0], 0, 0, 0, 0, 0), turn)
-	binary.BigEndian.PutUint32(body[1:], uint32(len(body)-5))
-	s.id, s.buffer, s.rest = id, body, body
+	s.id = id
 	s.window, s.received = c.initialWindow, 0
 	s.message, s.judged, s.wrong, s.outcome = s.message[:0], false, nil, outcome{}
 
@@ -188,11 +210,6 @@ func (c *conn) ask(s *stream) {
 	c.frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, id, 0)
 	c.out = c.headers.append(c.out, method)
 	putLength(c.out[head:], len(c.out)-head-frameHeader)
-
-	c.asked = append(c.asked, s)
-	if !c.push(s) {
-		c.blocked = append(c.blocked, s)
-	}
 }
 
 // push sends what the windows allow; false when something is left.
@@ -203,7 +220,7 @@ func (c *conn) push(s *stream) bool {
 			return false
 		}
 		var flags http2.Flags
-		if n == len(s.rest) {
+		if n == len(s.rest) && s.talk == nil {
 			flags = http2.FlagDataEndStream
 		}
 		c.frame(http2.FrameData, flags, s.id, n)
@@ -237,6 +254,13 @@ func (c *conn) finish(s *stream, err error) {
 	}
 	if err == nil {
 		err = s.wrong
+	}
+	if s.talk != nil {
+		if err == nil {
+			err = errors.New("the server ended the call")
+		}
+		c.fail(1, err)
+		return
 	}
 	if err == nil && !s.judged {
 		err = errors.New("success without an answer")
@@ -284,7 +308,7 @@ func (c *conn) receive() error {
 		c.filled = copy(c.in, c.in[c.parsed:c.filled])
 		c.parsed = 0
 	}
-	if now := time.Now(); now.After(c.patientTil) {
+	if now := time.Now(); c.run.talks == nil && now.After(c.patientTil) {
 		// Moved once a second, not with each read: a deadline costs a timer.
 		c.patientTil = now.Add(time.Second)
 		if err := c.net.SetDeadline(now.Add(patience)); err != nil {
@@ -413,8 +437,14 @@ func (c *conn) onData(flags http2.Flags, id uint32, payload []byte) error {
 		return err
 	}
 
+	if s.talk != nil {
+		if err := c.hear(s, data); err != nil {
+			return err
+		}
+		data = nil
+	}
 	// The usual answer is whole in its frame and is judged where it lies.
-	if len(s.message) > 0 {
+	if len(data) > 0 && len(s.message) > 0 {
 		s.message = append(s.message, data...)
 		data = s.message
 	}

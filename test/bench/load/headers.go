@@ -8,7 +8,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// Method is a unary method of the API.
+// Method is a method of the API.
 type Method uint8
 
 const (
@@ -17,6 +17,9 @@ const (
 	KVDeleteRange
 	KVTxn
 	KVCompact
+	LeaseGrant
+	LeaseKeepAlive
+	WatchWatch
 	methods
 )
 
@@ -26,6 +29,10 @@ var paths = [methods]string{
 	KVDeleteRange: "/etcdserverpb.KV/DeleteRange",
 	KVTxn:         "/etcdserverpb.KV/Txn",
 	KVCompact:     "/etcdserverpb.KV/Compact",
+
+	LeaseGrant:     "/etcdserverpb.Lease/LeaseGrant",
+	LeaseKeepAlive: "/etcdserverpb.Lease/LeaseKeepAlive",
+	WatchWatch:     "/etcdserverpb.Watch/Watch",
 }
 
 // Header fields that are the same in every request of a connection: each is

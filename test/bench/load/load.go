@@ -30,6 +30,7 @@ import (
 // Options tell where, how hard and for how long a load runs.
 type Options struct {
 	Addr    string      // host:port
+	Others  []string    // more of them; connections go to each in turn
 	TLS     *tls.Config // nil: plain HTTP/2
 	Conns   int         // default 1
 	Streams int         // callers on each connection, default 1
@@ -84,9 +85,19 @@ func (r *Result) Err() error {
 type run struct {
 	options   Options
 	load      Load
+	talks     TalkLoad     // nil: there is a load
+	silent    atomic.Int64 // talks that are not ready
+	ready     chan struct{}
 	measuring atomic.Bool
 	ended     atomic.Bool
 	turns     atomic.Int64
+}
+
+func (o Options) addr(number int) string {
+	if number %= len(o.Others) + 1; number > 0 {
+		return o.Others[number-1]
+	}
+	return o.Addr
 }
 
 // turn hands out the number of the next request; false when there shall be none.
@@ -99,33 +110,64 @@ func (r *run) turn() (uint64, bool) {
 }
 
 func (r *run) caller(number int) Caller {
-	random := rand.New(rand.NewPCG(r.options.Seed, uint64(number)))
-	return r.load.Caller(number, r.options.Conns*r.options.Streams, random)
+	return r.load.Caller(number, r.options.Conns*r.options.Streams, r.random(number))
+}
+
+func (r *run) random(number int) *rand.Rand {
+	return rand.New(rand.NewPCG(r.options.Seed, uint64(number)))
+}
+
+func newRun(o Options) *run {
+	o.Conns, o.Streams = max(o.Conns, 1), max(o.Streams, 1)
+	if o.Meter == nil {
+		o.Meter = func() (time.Duration, error) { return 0, nil }
+	}
+	return &run{options: o}
+}
+
+// dial makes all connections, or none.
+func (r *run) dial() ([]*conn, error) {
+	conns := make([]*conn, 0, r.options.Conns)
+	for i := range r.options.Conns {
+		c, err := dial(r, i)
+		if err != nil {
+			closeAll(conns)
+			return nil, err
+		}
+		conns = append(conns, c)
+	}
+	return conns, nil
+}
+
+func closeAll(conns []*conn) {
+	for _, c := range conns {
+		c.net.Close()
+	}
+}
+
+// collect adds up what the connections have counted. Their loops are over.
+func (r *Result) collect(conns []*conn) {
+	for _, c := range conns {
+		r.Requests += c.done
+		r.Errors += c.errors
+		if r.FirstError == nil {
+			r.FirstError = c.first
+		}
+		r.Latency.Merge(&c.latency)
+	}
 }
 
 // Run drives the load and returns when every request is answered or given up.
 // The error is for a run that could not begin or be measured; what went wrong
 // with requests is in the Result.
 func Run(ctx context.Context, load Load, o Options) (*Result, error) {
-	o.Conns, o.Streams = max(o.Conns, 1), max(o.Streams, 1)
-	if o.Meter == nil {
-		o.Meter = func() (time.Duration, error) { return 0, nil }
+	r := newRun(o)
+	r.load = load
+	conns, err := r.dial()
+	if err != nil {
+		return nil, err
 	}
-	r := &run{options: o, load: load}
-
-	conns := make([]*conn, 0, o.Conns)
-	defer func() {
-		for _, c := range conns {
-			c.net.Close()
-		}
-	}()
-	for i := range o.Conns {
-		c, err := dial(r, i)
-		if err != nil {
-			return nil, err
-		}
-		conns = append(conns, c)
-	}
+	defer closeAll(conns)
 
 	var loops sync.WaitGroup
 	over := make(chan struct{})
@@ -145,7 +187,7 @@ func Run(ctx context.Context, load Load, o Options) (*Result, error) {
 		begin()
 		pause(ctx, over, o.Warmup)
 	}
-	server, errBefore := o.Meter()
+	server, errBefore := r.options.Meter()
 	client, start := ownCPU(), time.Now()
 	r.measuring.Store(true)
 	if o.Warmup == 0 {
@@ -154,20 +196,36 @@ func Run(ctx context.Context, load Load, o Options) (*Result, error) {
 	pause(ctx, over, o.Duration)
 	r.measuring.Store(false)
 	result := &Result{Elapsed: time.Since(start), ClientCPU: ownCPU() - client}
-	serverAfter, errAfter := o.Meter()
+	serverAfter, errAfter := r.options.Meter()
 	result.ServerCPU = serverAfter - server
 
 	r.ended.Store(true)
 	<-over
-	for _, c := range conns {
-		result.Requests += c.done
-		result.Errors += c.errors
-		if result.FirstError == nil {
-			result.FirstError = c.first
-		}
-		result.Latency.Merge(&c.latency)
-	}
+	result.collect(conns)
 	return result, errors.Join(errBefore, errAfter)
+}
+
+// Hold opens connections, has each caller ask once, and keeps them without
+// asking anything more until release is called.
+func Hold(ctx context.Context, load Load, o Options) (release func(), err error) {
+	var conns []*conn
+	release = func() { closeAll(conns) }
+	for i := range o.Conns {
+		r := newRun(o)
+		r.load, r.options.Requests = load, int64(r.options.Streams)
+		c, err := dial(r, i)
+		if err == nil {
+			conns = append(conns, c)
+			c.loop()
+			c.in, c.out = nil, nil
+			err = errors.Join(c.first, ctx.Err())
+		}
+		if err != nil {
+			release()
+			return nil, err
+		}
+	}
+	return release, nil
 }
 
 // pause returns after d (0: never), when the loops are over, or with ctx.
@@ -193,18 +251,18 @@ func ownCPU() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-func connect(o Options) (net.Conn, error) {
-	nc, err := net.DialTimeout("tcp", o.Addr, 5*time.Second)
+func connect(addr string, trust *tls.Config) (net.Conn, error) {
+	nc, err := net.DialTimeout("tcp", addr, 5*time.Second)
 	if err != nil {
 		return nil, fmt.Errorf("load: %w", err)
 	}
-	if o.TLS == nil {
+	if trust == nil {
 		return nc, nil
 	}
-	config := o.TLS.Clone()
+	config := trust.Clone()
 	config.NextProtos = []string{http2Protocol}
 	if config.ServerName == "" {
-		config.ServerName, _, _ = net.SplitHostPort(o.Addr) // it was dialled, so it parses
+		config.ServerName, _, _ = net.SplitHostPort(addr) // it was dialled, so it parses
 	}
 	secure := tls.Client(nc, config)
 	if err := secure.SetDeadline(time.Now().Add(patience)); err != nil {
@@ -213,11 +271,11 @@ func connect(o Options) (net.Conn, error) {
 	}
 	if err := secure.Handshake(); err != nil {
 		nc.Close()
-		return nil, fmt.Errorf("load: TLS with %s: %w", o.Addr, err)
+		return nil, fmt.Errorf("load: TLS with %s: %w", addr, err)
 	}
 	if got := secure.ConnectionState().NegotiatedProtocol; got != http2Protocol {
 		nc.Close()
-		return nil, fmt.Errorf("load: %s speaks %q over TLS, not %q", o.Addr, got, http2Protocol)
+		return nil, fmt.Errorf("load: %s speaks %q over TLS, not %q", addr, got, http2Protocol)
 	}
 	return secure, nil
 }
@@ -226,28 +284,45 @@ const http2Protocol = "h2"
 
 // Head asks the server, linearizably, at which revision it stands.
 func Head(ctx context.Context, o Options) (int64, error) {
-	var h head
-	o.Conns, o.Streams, o.Requests = 1, 1, 1
-	result, err := Run(ctx, &h, o)
-	if err == nil {
-		err = result.Err()
-	}
-	return h.revision, err
-}
-
-type head struct{ revision int64 }
-
-func (h *head) Caller(int, int, *rand.Rand) Caller { return h }
-
-func (h *head) Ask(message []byte, _ uint64) (Method, []byte) {
-	return KVRange, appendRange(message, rangeRequest{key: []byte{0}})
-}
-
-func (h *head) Judge(message []byte) error {
-	a, err := readRange(message)
+	a, err := ask(ctx, rangeRequest{key: []byte{0}}, o)
 	if err == nil && a.revision == 0 {
 		err = errors.New("a range answered without a revision")
 	}
-	h.revision = a.revision
+	return a.revision, err
+}
+
+// Count asks the server, linearizably, how many of the keys there are.
+func Count(ctx context.Context, keys Keys, o Options) (int64, error) {
+	keys = keys.filled()
+	a, err := ask(ctx, rangeRequest{key: keys.append(nil, 0), end: keys.end(), limit: 1}, o)
+	return a.number, err
+}
+
+func ask(ctx context.Context, r rangeRequest, o Options) (answer, error) {
+	q := question{rangeRequest: r}
+	o.Conns, o.Streams, o.Requests = 1, 1, 1
+	result, err := Run(ctx, &q, o)
+	if err == nil {
+		err = result.Err()
+	}
+	return q.answer, err
+}
+
+// question is one range, asked once.
+type question struct {
+	rangeRequest
+	answer answer
+}
+
+func (q *question) Caller(int, int, *rand.Rand) Caller { return q }
+
+func (q *question) Ask(message []byte, _ uint64) (Method, []byte) {
+	return KVRange, appendRange(message, q.rangeRequest)
+}
+
+// Judge keeps the answer, but for what lies in the message.
+func (q *question) Judge(message []byte) error {
+	a, err := readRange(message)
+	q.answer = answer{revision: a.revision, number: a.number}
 	return err
 }

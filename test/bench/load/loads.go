@@ -2,8 +2,10 @@ package load
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"time"
 )
 
 // A Load is a kind of work. It makes callers: each is one closed loop that
@@ -65,6 +67,20 @@ func (k Keys) append(b []byte, n uint64) []byte {
 	return b
 }
 
+// Key is the key with number n.
+func (k Keys) Key(n uint64) []byte { return k.filled().append(nil, n) }
+
+// Part is a range of keys: the i-th of so many of equal size, which together
+// hold all.
+func (k Keys) Part(i, of int) (key, end []byte) {
+	k = k.filled()
+	at := func(i int) []byte { return k.append(nil, uint64(i)*k.Count/uint64(of)) }
+	if key = at(i); i == of-1 {
+		return key, k.end()
+	}
+	return key, at(i + 1)
+}
+
 // end is a key behind all keys of the set.
 func (k Keys) end() []byte { return append([]byte(k.Prefix), '9'+1) }
 
@@ -89,6 +105,25 @@ func valueOf(size int, random *rand.Rand) []byte {
 	return pool[at : at+size]
 }
 
+// epoch is what stamps count from: they mean nothing to another process.
+var epoch = time.Now()
+
+const stampBytes = 8
+
+// stampedValue tells in its first bytes when it was made.
+func stampedValue(b []byte, size int, random *rand.Rand) []byte {
+	b = append(b[:0], valueOf(max(size, stampBytes), random)...)
+	binary.BigEndian.PutUint64(b, uint64(time.Since(epoch)))
+	return b
+}
+
+func stamped(value []byte) time.Time {
+	if len(value) < stampBytes {
+		return epoch
+	}
+	return epoch.Add(time.Duration(binary.BigEndian.Uint64(value)))
+}
+
 // Order tells which key a put takes next.
 type Order uint8
 
@@ -103,6 +138,7 @@ type Put struct {
 	Keys  Keys
 	Value int // bytes, default 256
 	Order Order
+	Timed bool // each value tells when it was put
 }
 
 func (l Put) Caller(_, _ int, random *rand.Rand) Caller {
@@ -117,6 +153,7 @@ type putter struct {
 	Put
 	random *rand.Rand
 	key    []byte
+	value  []byte
 	last   int64 // revision of the answer before
 }
 
@@ -129,6 +166,10 @@ func (p *putter) Ask(message []byte, turn uint64) (Method, []byte) {
 		n = scatter(turn, p.Keys.Count)
 	}
 	p.key = p.Keys.append(p.key[:0], n)
+	if p.Timed {
+		p.value = stampedValue(p.value, p.Value, p.random)
+		return KVPut, appendPut(message, p.key, p.value)
+	}
 	return KVPut, appendPut(message, p.key, valueOf(p.Value, p.random))
 }
 
@@ -398,4 +439,99 @@ func (c compacter) Judge(message []byte) error {
 		err = fmt.Errorf("compaction at %d answered with revision %d", c.revision, a.revision)
 	}
 	return err
+}
+
+// Paced asks what Load asks, so many times a second. It waits where it asks, so
+// that each caller needs a connection of its own.
+type Paced struct {
+	Load
+	Rate float64
+}
+
+func (l Paced) Caller(number, of int, random *rand.Rand) Caller {
+	return &pacer{Caller: l.Load.Caller(number, of, random), every: time.Duration(float64(of) / l.Rate * float64(time.Second)), random: random}
+}
+
+type pacer struct {
+	Caller
+	every  time.Duration
+	random *rand.Rand
+	next   time.Time
+}
+
+// Ask waits for the moment of the next request. One that has passed is not made
+// up for: the rate that was reached tells.
+func (p *pacer) Ask(message []byte, turn uint64) (Method, []byte) {
+	now := time.Now()
+	switch {
+	case p.next.IsZero(): // not all together
+		p.next = now.Add(time.Duration(p.random.Int64N(int64(p.every) + 1)))
+	case p.next.Before(now):
+		p.next = now
+	}
+	time.Sleep(p.next.Sub(now))
+	p.next = p.next.Add(p.every)
+	return p.Caller.Ask(message, turn)
+}
+
+// Grant grants leases, whose numbers count from First on.
+type Grant struct {
+	Seconds int64
+	First   int64
+}
+
+func (l Grant) Caller(_, _ int, _ *rand.Rand) Caller { return &granter{Grant: l} }
+
+type granter struct {
+	Grant
+	id int64
+}
+
+func (g *granter) Ask(message []byte, turn uint64) (Method, []byte) {
+	g.id = int64(turn) + max(g.First, 1)
+	return LeaseGrant, appendGrant(message, g.id, g.Seconds)
+}
+
+func (g *granter) Judge(message []byte) error {
+	a, err := readGranted(message)
+	if err == nil && (a.id != g.id || a.seconds < g.Seconds || len(a.refusal) > 0) {
+		err = fmt.Errorf("lease %d for %d seconds was granted as %d for %d: %s", g.id, g.Seconds, a.id, a.seconds, a.refusal)
+	}
+	return err
+}
+
+// GrantAndPut grants a lease and hangs a key on it, in turn, so that two requests
+// make one of them. All leases run out in the second before Deadline.
+type GrantAndPut struct {
+	Keys     Keys
+	Deadline time.Time
+}
+
+func (l GrantAndPut) Caller(_, _ int, random *rand.Rand) Caller {
+	l.Keys = l.Keys.filled()
+	return &bequeather{GrantAndPut: l, random: random, putter: putter{Put: Put{Keys: l.Keys}}}
+}
+
+type bequeather struct {
+	GrantAndPut
+	random  *rand.Rand
+	granter granter
+	putter  putter
+	granted bool
+}
+
+func (b *bequeather) Ask(message []byte, turn uint64) (Method, []byte) {
+	if b.granted {
+		b.putter.key = b.Keys.append(b.putter.key[:0], uint64(b.granter.id)%b.Keys.Count)
+		return KVPut, appendLeasedPut(message, b.putter.key, valueOf(16, b.random), b.granter.id)
+	}
+	b.granter.Seconds = int64(time.Until(b.Deadline) / time.Second)
+	return b.granter.Ask(message, turn)
+}
+
+func (b *bequeather) Judge(message []byte) error {
+	if b.granted = !b.granted; !b.granted {
+		return b.putter.Judge(message)
+	}
+	return b.granter.Judge(message)
 }

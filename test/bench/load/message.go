@@ -53,6 +53,25 @@ func appendPut(b, key, value []byte) []byte {
 	return appendBytes(b, 2, value)
 }
 
+func appendLeasedPut(b, key, value []byte, lease int64) []byte {
+	return appendInt(appendPut(b, key, value), 3, lease)
+}
+
+func appendGrant(b []byte, id, seconds int64) []byte {
+	b = appendInt(b, 1, seconds)
+	return appendInt(b, 2, id)
+}
+
+func appendKeepAlive(b []byte, id int64) []byte { return appendInt(b, 1, id) }
+
+func appendWatch(b, key, end []byte, from int64) []byte {
+	return appendNested(b, 1, func(b []byte) []byte {
+		b = appendBytes(b, 1, key)
+		b = appendBytes(b, 2, end)
+		return appendInt(b, 3, from)
+	})
+}
+
 type rangeRequest struct {
 	key, end     []byte
 	limit        int64
@@ -166,6 +185,68 @@ func readPut(message []byte) (a answer, err error) {
 		}
 	}
 	return a, f.err
+}
+
+// granted is the answer to a grant, and to a keep-alive too.
+type granted struct {
+	id, seconds int64
+	refusal     []byte
+}
+
+func readGranted(message []byte) (g granted, err error) {
+	f := fields{rest: message}
+	for f.next() {
+		switch f.number {
+		case 2:
+			g.id = int64(f.varint)
+		case 3:
+			g.seconds = int64(f.varint)
+		case 4:
+			g.refusal = f.bytes
+		}
+	}
+	return g, f.err
+}
+
+// told is what a watch answers, once or ever again.
+type told struct {
+	created, canceled bool
+	reason            []byte
+	events            int
+}
+
+// readTold counts the events and looks into them only if each is not nil.
+func readTold(message []byte, each func(event []byte) error) (t told, err error) {
+	f := fields{rest: message}
+	for f.next() {
+		switch f.number {
+		case 3:
+			t.created = f.varint != 0
+		case 4:
+			t.canceled = f.varint != 0
+		case 6:
+			t.reason = f.bytes
+		case 11:
+			t.events++
+			if each != nil {
+				if err := each(f.bytes); err != nil {
+					return t, err
+				}
+			}
+		}
+	}
+	return t, f.err
+}
+
+// readEvent reads the pair of an encoded event.
+func readEvent(event []byte) (pair, error) {
+	f := fields{rest: event}
+	for f.next() {
+		if f.number == 2 {
+			return readPair(f.bytes)
+		}
+	}
+	return pair{}, errMalformed
 }
 
 func readRange(message []byte) (a answer, err error) {
