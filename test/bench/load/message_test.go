@@ -26,8 +26,17 @@ func TestRequestsAreWhatTheGeneratedTypesRead(t *testing.T) {
 			appendRange(nil, rangeRequest{key: key, end: value, limit: 1000, serializable: true}),
 			&etcdserverpb.RangeRequest{Key: key, RangeEnd: value, Limit: 1000, Serializable: true},
 		},
-		"delete":             {appendDelete(nil, key), &etcdserverpb.DeleteRangeRequest{Key: key}},
-		"compact":            {appendCompact(nil, 1<<40, true), &etcdserverpb.CompactionRequest{Revision: 1 << 40, Physical: true}},
+		"delete":         {appendDelete(nil, key), &etcdserverpb.DeleteRangeRequest{Key: key}},
+		"compact":        {appendCompact(nil, 1<<40, true), &etcdserverpb.CompactionRequest{Revision: 1 << 40, Physical: true}},
+		"put on a lease": {appendLeasedPut(nil, key, value, 1<<62), &etcdserverpb.PutRequest{Key: key, Value: value, Lease: 1 << 62}},
+		"grant":          {appendGrant(nil, 7, 60), &etcdserverpb.LeaseGrantRequest{ID: 7, TTL: 60}},
+		"keep-alive":     {appendKeepAlive(nil, 7), &etcdserverpb.LeaseKeepAliveRequest{ID: 7}},
+		"watch": {
+			appendWatch(nil, key, value, 300),
+			&etcdserverpb.WatchRequest{RequestUnion: &etcdserverpb.WatchRequest_CreateRequest{
+				CreateRequest: &etcdserverpb.WatchCreateRequest{Key: key, RangeEnd: value, StartRevision: 300},
+			}},
+		},
 		"txn":                {appendCompareAndPut(nil, key, value, 77), compareAndPut(key, value, 77)},
 		"txn on missing key": {appendCompareAndPut(nil, key, value, 0), compareAndPut(key, value, 0)},
 		"txn on long key":    {appendCompareAndPut(nil, long, value, 1<<60), compareAndPut(long, value, 1<<60)},
@@ -107,6 +116,34 @@ func TestAnswersOfTheGeneratedTypesAreRead(t *testing.T) {
 		}
 		wantPair(t, inner.first, first)
 	})
+}
+
+func TestLeasesAndEventsAreRead(t *testing.T) {
+	header := &etcdserverpb.ResponseHeader{Revision: 1 << 40}
+	g, err := readGranted(marshal(t, &etcdserverpb.LeaseGrantResponse{Header: header, ID: 1 << 62, TTL: 60, Error: "no"}))
+	if err != nil || g.id != 1<<62 || g.seconds != 60 || string(g.refusal) != "no" {
+		t.Errorf("%+v, %v", g, err)
+	}
+	g, err = readGranted(marshal(t, &etcdserverpb.LeaseKeepAliveResponse{Header: header, ID: 5, TTL: 9}))
+	if err != nil || g.id != 5 || g.seconds != 9 {
+		t.Errorf("%+v, %v", g, err)
+	}
+
+	want := &mvccpb.KeyValue{Key: []byte("a"), Value: []byte("v"), ModRevision: 5}
+	message := marshal(t, &etcdserverpb.WatchResponse{Header: header, WatchId: 3, Created: true, Canceled: true, CancelReason: "why", Events: []*mvccpb.Event{
+		{Kv: want, PrevKv: &mvccpb.KeyValue{Key: []byte("b")}}, {Type: mvccpb.Event_DELETE, Kv: want},
+	}})
+	seen := 0
+	w, err := readTold(message, func(event []byte) error {
+		p, err := readEvent(event)
+		if seen++; err != nil || string(p.key) != "a" || string(p.value) != "v" || p.modRevision != 5 {
+			t.Errorf("%+v, %v", p, err)
+		}
+		return nil
+	})
+	if err != nil || seen != 2 || w.events != 2 || !w.created || !w.canceled || string(w.reason) != "why" {
+		t.Errorf("%+v, %d seen, %v", w, seen, err)
+	}
 }
 
 func TestBrokenAnswersAreErrors(t *testing.T) {
