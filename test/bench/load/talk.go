@@ -116,13 +116,10 @@ func (r *run) talk(number int) Talk {
 
 // Talking is talks under way.
 type Talking struct {
-	run     *run
-	conns   []*conn
-	loops   sync.WaitGroup
-	started time.Time
-	client  time.Duration
-	server  time.Duration
-	took    Result
+	run   *run
+	conns []*conn
+	loops sync.WaitGroup
+	took  Result
 }
 
 // Begin starts the talks and returns when all of them are ready. End has to be
