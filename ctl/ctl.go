@@ -63,7 +63,8 @@ func New(called string) *cobra.Command {
 	root.AddGroup(groups...)
 	root.SetHelpCommandGroupID(groupUtility)
 	root.AddCommand(
-		a.putCommand(), a.getCommand(), a.delCommand(), a.txnCommand(), a.compactionCommand(), a.leaseCommand(),
+		a.putCommand(), a.getCommand(), a.delCommand(), a.txnCommand(), a.compactionCommand(), a.watchCommand(), a.leaseCommand(),
+		a.lockCommand(), a.electCommand(),
 		a.endpointCommand(), a.memberCommand(), a.moveLeaderCommand(), a.alarmCommand(), a.defragCommand(),
 		a.checkCommand(), a.completionCommand(), a.optionsCommand(), a.versionCommand(),
 	)
@@ -76,12 +77,14 @@ func New(called string) *cobra.Command {
 
 const (
 	groupKV      = "kv"
+	groupLocks   = "locks"
 	groupCluster = "cluster"
 	groupUtility = "utility"
 )
 
 var groups = []*cobra.Group{
 	{ID: groupKV, Title: "Key-value commands:"},
+	{ID: groupLocks, Title: "Concurrency commands:"},
 	{ID: groupCluster, Title: "Cluster maintenance commands:"},
 	{ID: groupUtility, Title: "Utility commands:"},
 }

@@ -18,9 +18,10 @@ const (
 	exitInterrupted   exit = 5
 	exitUnhealthy     exit = 5 // etcdctl, too, has one number for both
 	exitIO            exit = 6
-	exitNotFound      exit = 7 // get --must-exist
+	exitNotFound      exit = 7 // get --must-exist, lease keep-alive --once
 	exitPermission    exit = 10
-	exitUsage         exit = 127 // unknown command or flag: 128, but 1 for etcdctl
+	exitSignal        exit = 130 // what a shell says of a program that an interrupt ended
+	exitUsage         exit = 256 // unknown command or flag: 128, but 1 for etcdctl
 	exitBadArgs       exit = 128
 )
 
@@ -31,16 +32,17 @@ const exitCodesHelp = `0    done
 4    a value that the flag does not support
 5    interrupted; or the cluster is not healthy (status --exit-code)
 6    reading or writing a file failed
-7    the key does not exist (get --must-exist)
+7    the key (get --must-exist) or the lease (lease keep-alive --once) does not exist
 10   permission denied
 128  bad arguments`
 
 // A failure is an error with the exit code it deserves and, where somebody can
 // do something about it, a hint that says what.
 type failure struct {
-	code exit
-	err  error // nil: it was already told
-	hint string
+	code    exit
+	etcdctl exit  // what etcdctl ends with, where exitCode cannot know it
+	err     error // nil: it was already told
+	hint    string
 }
 
 func (f *failure) Error() string {
@@ -60,6 +62,8 @@ func (f *failure) exitCode(called string) int {
 		return int(exitBadArgs)
 	case called != Etcdctl:
 		return int(f.code)
+	case f.etcdctl != exitOK:
+		return int(f.etcdctl)
 	}
 	switch f.code {
 	case exitBadConnection, exitUnhealthy, exitNotFound, exitPermission, exitUsage:
@@ -85,7 +89,7 @@ func invalidInput(format string, args ...any) error {
 func untold(err error) error {
 	var f *failure
 	if errors.As(err, &f) {
-		return &failure{code: f.code, hint: f.hint}
+		return &failure{code: f.code, etcdctl: f.etcdctl, hint: f.hint}
 	}
 	return err
 }

@@ -82,16 +82,12 @@ func fromEnvironment(fs *pflag.FlagSet) error {
 		if f.Changed || failed != nil {
 			return
 		}
-		for _, prefix := range environments {
-			name := prefix + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-			value := os.Getenv(name)
-			if value == "" {
-				continue
-			}
-			if err := fs.Set(f.Name, value); err != nil {
-				failed = badArgs("invalid value %q for %s: %w", value, name, err)
-			}
+		value, name := variable(strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_")))
+		if value == "" {
 			return
+		}
+		if err := fs.Set(f.Name, value); err != nil {
+			failed = badArgs("invalid value %q for %s: %w", value, name, err)
 		}
 	})
 	return failed
@@ -228,6 +224,23 @@ func (a *app) call(cmd *cobra.Command, do func(context.Context, *clientv3.Client
 }
 
 func (a *app) callWith(cmd *cobra.Command, cfg clientv3.Config, do func(context.Context, *clientv3.Client) error) error {
+	return a.stayWith(cmd, cfg, func(ctx context.Context, c *clientv3.Client) error {
+		ctx, cancel := context.WithTimeout(ctx, a.commandTimeout)
+		defer cancel()
+		return do(ctx, c)
+	})
+}
+
+// stay is call for what has no end of its own: it takes the time it takes.
+func (a *app) stay(cmd *cobra.Command, do func(context.Context, *clientv3.Client) error) error {
+	cfg, err := a.config(cmd)
+	if err != nil {
+		return err
+	}
+	return a.stayWith(cmd, cfg, do)
+}
+
+func (a *app) stayWith(cmd *cobra.Command, cfg clientv3.Config, do func(context.Context, *clientv3.Client) error) error {
 	c, err := clientv3.New(cfg)
 	if err != nil {
 		f := a.explain(cmd.Context(), cfg, err)
@@ -237,15 +250,28 @@ func (a *app) callWith(cmd *cobra.Command, cfg clientv3.Config, do func(context.
 		return f
 	}
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(cmd.Context(), a.commandTimeout)
-	defer cancel()
-	if err := do(ctx, c); err != nil {
+	if err := do(cmd.Context(), c); err != nil {
 		if isFailure(err) {
 			return err
 		}
 		return a.explain(cmd.Context(), cfg, err)
 	}
 	return nil
+}
+
+// interrupted is the end of what only an interrupt ends: nothing went wrong.
+func interrupted() error { return &failure{code: exitInterrupted, etcdctl: exitSignal} }
+
+// variable returns the value of a variable by its name without prefix, and the
+// name under which it was found.
+func variable(name string) (value, full string) {
+	for _, prefix := range environments {
+		full = prefix + name
+		if value = os.Getenv(full); value != "" {
+			break
+		}
+	}
+	return value, full
 }
 
 // hideGlobals keeps the help of a command to its own flags.

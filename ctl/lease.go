@@ -2,10 +2,12 @@ package ctl
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 
 	"github.com/spf13/cobra"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -37,6 +39,9 @@ func (a *app) leaseGrantCommand() *cobra.Command {
 				return badArgs("bad TTL (%w)", err)
 			}
 			return a.call(cmd, func(ctx context.Context, c *clientv3.Client) error {
+				if err := a.noTable(); err != nil {
+					return err
+				}
 				r, err := c.Grant(ctx, ttl)
 				if err != nil {
 					return fmt.Errorf("failed to grant lease (%w)", err)
@@ -61,6 +66,9 @@ func (a *app) leaseRevokeCommand() *cobra.Command {
 				return err
 			}
 			return a.call(cmd, func(ctx context.Context, c *clientv3.Client) error {
+				if err := a.noTable(); err != nil {
+					return err
+				}
 				r, err := c.Revoke(ctx, id)
 				if err != nil {
 					return fmt.Errorf("failed to revoke lease (%w)", err)
@@ -91,7 +99,7 @@ func (a *app) leaseTimeToLiveCommand() *cobra.Command {
 			if keys {
 				options = append(options, clientv3.WithAttachedKeys())
 			}
-			return a.call(cmd, func(ctx context.Context, c *clientv3.Client) error {
+			return a.askLeases(cmd, func(ctx context.Context, c *clientv3.Client) error {
 				r, err := c.TimeToLive(ctx, id, options...)
 				if err != nil {
 					return err
@@ -110,7 +118,7 @@ func (a *app) leaseListCommand() *cobra.Command {
 		Short:   "List all leases",
 		Example: "{{program}} lease list",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.call(cmd, func(ctx context.Context, c *clientv3.Client) error {
+			return a.askLeases(cmd, func(ctx context.Context, c *clientv3.Client) error {
 				r, err := c.Leases(ctx)
 				if err != nil {
 					return err
@@ -139,15 +147,20 @@ command is interrupted or the lease has ended.`,
 			if err != nil {
 				return err
 			}
-			return a.call(cmd, func(ctx context.Context, c *clientv3.Client) error {
-				if once {
+			if once {
+				return a.askLeases(cmd, func(ctx context.Context, c *clientv3.Client) error {
 					r, err := c.KeepAliveOnce(ctx, id)
+					if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+						return &failure{code: exitNotFound, err: err}
+					}
 					if err != nil {
 						return err
 					}
 					return a.print(cmd, leaseKeepAliveAnswer(r))
-				}
-				renewals, err := c.KeepAlive(cmd.Context(), id) // however long that is
+				})
+			}
+			return a.stay(cmd, func(ctx context.Context, c *clientv3.Client) error {
+				renewals, err := c.KeepAlive(ctx, id)
 				if err != nil {
 					return err
 				}
@@ -156,16 +169,32 @@ command is interrupted or the lease has ended.`,
 						return err
 					}
 				}
-				if cmd.Context().Err() != nil {
-					return &failure{code: exitInterrupted}
+				if ctx.Err() != nil {
+					return interrupted()
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "lease %016x expired or revoked.\n", id)
+				if a.writeOut == formatSimple {
+					fmt.Fprintf(cmd.OutOrStdout(), "lease %016x expired or revoked.\n", id)
+				}
 				return nil
 			})
 		},
 	}
 	cmd.Flags().BoolVar(&once, "once", false, "renew the lease once and exit")
 	return cmd
+}
+
+// askLeases is call for those commands that etcdctl, when their request fails,
+// ends with the code of a bad connection.
+func (a *app) askLeases(cmd *cobra.Command, do func(context.Context, *clientv3.Client) error) error {
+	err := a.call(cmd, do)
+	var f *failure
+	if errors.As(err, &f) {
+		switch f.code {
+		case exitError, exitBadConnection, exitNotFound, exitPermission:
+			f.etcdctl = exitBadConnection
+		}
+	}
+	return err
 }
 
 func leaseID(text string) (clientv3.LeaseID, error) {

@@ -54,6 +54,18 @@ func (g *globals) format() (string, error) {
 	}
 }
 
+// noTable refuses a table before anything is done, for what has none.
+func (g *globals) noTable() error {
+	if g.writeOut == formatTable {
+		return unsupported(formatTable)
+	}
+	return nil
+}
+
+func unsupported(format string) error {
+	return badFeature("%s not supported as output format", format)
+}
+
 func (a *app) print(cmd *cobra.Command, ans answer) error {
 	return a.printTo(cmd.OutOrStdout(), ans, false)
 }
@@ -79,7 +91,7 @@ func (a *app) printTo(w io.Writer, ans answer, valueOnly bool) error {
 	case format == formatTable && ans.table != nil:
 		err = p.table(ans.table())
 	default:
-		return badFeature("%s not supported as output format", format)
+		return unsupported(format)
 	}
 	if flushErr := p.Flush(); err == nil {
 		err = flushErr

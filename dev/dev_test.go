@@ -159,6 +159,7 @@ func want(t *testing.T, c *clientv3.Client, key, value string, opts ...clientv3.
 }
 
 func TestCluster(t *testing.T) {
+	t.Parallel()
 	s := begin(t, Options{Nodes: 3})
 	dir := s.hears(`3 members are ready. Data and logs: (\S+) \(removed at the end`)[1]
 	s.hears(`Ctrl-C`)
@@ -223,6 +224,7 @@ func TestCluster(t *testing.T) {
 }
 
 func TestDataIsKept(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "cluster")
 	s := begin(t, Options{DataDir: dir})
 	s.hears(`1 member is ready. Data and logs: \S+ \(kept\)`)
@@ -306,6 +308,7 @@ func TestAddresses(t *testing.T) {
 
 // TestProcess types into the real program, and interrupts it.
 func TestProcess(t *testing.T) {
+	t.Parallel()
 	told := newScreen()
 	cmd := exec.Command(process.Binary(t), "dev", "--nodes", "3", "--port", fmt.Sprint(freePort(t, 3)))
 	cmd.Stdout, cmd.Stderr = told, told
