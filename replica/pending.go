@@ -12,9 +12,13 @@ import (
 // waiter is somebody who waits for a result. Two may want to end the wait, a
 // loop with an outcome and the caller whose context has ended: whoever moves
 // the state away from waiting has the right to.
+//
+// Asking a context for its end costs more than most waits. So who waits looks
+// only for the result, until the raft loop, a tick or two later, tells it to
+// look at the context too.
 type waiter[R any] struct {
 	state atomic.Uint32
-	done  chan struct{} // holds one: told when result and err are there
+	done  chan struct{} // holds two: told to look up, told that result and err are there
 
 	began   uint64 // tick
 	command []byte
@@ -25,15 +29,29 @@ type waiter[R any] struct {
 	err    error
 }
 
+// A waiter waits, is answered or has left; the lowest bit says that it was told
+// to look up.
 const (
-	waiting uint32 = iota
-	answered
-	left
+	waiting  uint32 = 0
+	lookedUp uint32 = 1
+	answered uint32 = 2
+	left     uint32 = 4
 )
+
+// leave moves the state away from waiting.
+func (w *waiter[R]) leave(to uint32) bool {
+	return w.state.CompareAndSwap(waiting, to) || w.state.CompareAndSwap(lookedUp, to|lookedUp)
+}
+
+// answered tells whether there is an outcome.
+func (w *waiter[R]) answered() bool { return w.state.Load()&^lookedUp == answered }
+
+// gone tells whether nobody waits for an outcome any more.
+func (w *waiter[R]) gone() bool { return w.state.Load() >= left }
 
 // end gives the outcome, unless nobody waits any more.
 func (w *waiter[R]) end(result R, err error) bool {
-	if !w.state.CompareAndSwap(waiting, answered) {
+	if !w.leave(answered) {
 		return false
 	}
 	w.result, w.err = result, err
@@ -44,8 +62,15 @@ func (w *waiter[R]) end(result R, err error) bool {
 // expire ends the wait of somebody for whom there will be no outcome in time. A
 // batch may still know the waiter, which is not used again.
 func (w *waiter[R]) expire(err error) {
-	if w.state.CompareAndSwap(waiting, left) {
+	if w.leave(left) {
 		w.err = err
+		w.done <- struct{}{}
+	}
+}
+
+// lookUp has somebody who waits look at the context.
+func (w *waiter[R]) lookUp() {
+	if w.state.CompareAndSwap(waiting, lookedUp) {
 		w.done <- struct{}{}
 	}
 }
@@ -139,7 +164,7 @@ func (p *pending[R]) sweep(before uint64, look func(*waiter[R])) {
 		abandoned := b.tick < before
 		for _, w := range b.waiters {
 			look(w)
-			abandoned = abandoned && w.state.Load() == left
+			abandoned = abandoned && w.gone()
 		}
 		if abandoned {
 			delete(p.mu.batches, number)

@@ -91,8 +91,9 @@ type Options[R any] struct {
 	Connected func(id uint64) bool
 
 	// LimitTicks is how long somebody waits for a result or for what a read
-	// needs, and a little more; the words say why it was too long. Default:
-	// until the context ends.
+	// needs, and a little more; the words say why it was too long. The end of a
+	// context is then noticed within two ticks. Default: until the context
+	// ends, which is noticed at once.
 	LimitTicks uint64
 
 	BatchBytes   int    // of commands in one entry; default 1 MiB; one larger command is an entry
@@ -429,7 +430,7 @@ func (r *Replica[R]) notify() {
 func (r *Replica[R]) waiter() *waiter[R] {
 	w, ok := r.waiters.Get().(*waiter[R])
 	if !ok {
-		w = &waiter[R]{done: make(chan struct{}, 1)}
+		w = &waiter[R]{done: make(chan struct{}, 2)}
 	}
 	w.began = r.ticks.Load()
 	return w
@@ -439,19 +440,29 @@ func (r *Replica[R]) waiter() *waiter[R] {
 // or the time that anybody may wait. These are counted as late.
 func (r *Replica[R]) wait(ctx context.Context, w *waiter[R], late *metric.Counter) (R, error) {
 	var none R
-	select {
-	case <-w.done:
-	case <-ctx.Done():
-		if w.state.CompareAndSwap(waiting, left) {
-			late.Inc()
-			if errors.Is(ctx.Err(), context.Canceled) {
-				return none, fault.RequestCanceled
-			}
-			return none, r.timedOut(w.began)
-		}
+	told := 0
+	if r.o.LimitTicks > 0 {
 		<-w.done
+		told = 1
 	}
-	if w.state.Load() == left {
+	for w.state.Load() < answered {
+		select {
+		case <-w.done:
+			told++
+		case <-ctx.Done():
+			if w.leave(left) {
+				late.Inc()
+				if errors.Is(ctx.Err(), context.Canceled) {
+					return none, fault.RequestCanceled
+				}
+				return none, r.timedOut(w.began)
+			}
+		}
+	}
+	for tellings := 1 + int(w.state.Load()&lookedUp); told < tellings; told++ {
+		<-w.done // it is on its way
+	}
+	if w.gone() {
 		late.Inc()
 		return none, w.err
 	}

@@ -333,7 +333,7 @@ func (r *Replica[R]) propose() bool {
 				break
 			}
 			n++
-			if w.state.Load() == left {
+			if w.gone() {
 				r.pending.account([]*waiter[R]{w})
 				continue
 			}
@@ -368,7 +368,7 @@ func (r *Replica[R]) configure() bool {
 	l := &r.loop
 	for len(l.changes) > 0 {
 		w := l.changes[0]
-		if w.state.Load() == left {
+		if w.gone() {
 			r.pending.account(l.changes[:1])
 			l.changes = l.changes[1:]
 			continue
@@ -454,7 +454,7 @@ func (r *Replica[R]) finishTransfers() {
 			w.end(none, fault.Timeout) // raft gave up after an election timeout
 		case status.Leader != 0 && status.Leader != status.ID:
 			w.end(none, fault.LeaderChanged)
-		case w.state.Load() == left:
+		case w.gone():
 		default:
 			rest = append(rest, w)
 		}
@@ -470,6 +470,8 @@ func (r *Replica[R]) sweep(tick uint64) {
 	look := func(w *waiter[R]) {
 		if r.o.LimitTicks > 0 && tick > w.began+r.o.LimitTicks {
 			w.expire(r.timedOut(w.began))
+		} else if r.o.LimitTicks > 0 {
+			w.lookUp()
 		}
 	}
 	r.pending.sweep(tick, look)
@@ -477,7 +479,7 @@ func (r *Replica[R]) sweep(tick uint64) {
 		rest := waiters[:0]
 		for _, w := range waiters {
 			look(w)
-			if w.state.Load() != left {
+			if !w.gone() {
 				rest = append(rest, w)
 			} else if commands {
 				r.pending.account([]*waiter[R]{w})
@@ -488,6 +490,7 @@ func (r *Replica[R]) sweep(tick uint64) {
 	}
 	l.backlog = stay(l.backlog, true)
 	l.changes = stay(l.changes, true)
+	l.transfers = stay(l.transfers, false)
 	for i := range l.rounds {
 		l.rounds[i].waiters = stay(l.rounds[i].waiters, false)
 	}

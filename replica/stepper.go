@@ -102,7 +102,7 @@ func (w *Wait[R]) Outcome() (result R, err error, there bool) {
 	if w.refused != nil {
 		return result, w.refused, true
 	}
-	if w.w.state.Load() != answered {
+	if !w.w.answered() {
 		return result, nil, false
 	}
 	return w.w.result, w.w.err, true

@@ -44,7 +44,7 @@ func (m *Machine) apply(entries []Entry) ([]Outcome, error) {
 	}
 	outcomes := make([]Outcome, 0, commands)
 	b := m.begin()
-	b.events = make([]Event, 0, commands)
+	b.commands, b.events = commands, make([]Event, 0, commands)
 	for i := range entries {
 		var err error
 		if outcomes, err = b.entry(&entries[i], outcomes); err != nil {
@@ -63,6 +63,9 @@ type batch struct {
 	keys    *mvcc.Writer
 	events  []Event // of all commands, for outcomes to share
 	wanted  bool
+
+	commands int // in all
+	answers  []putAnswer
 }
 
 func (m *Machine) begin() *batch {
@@ -263,17 +266,29 @@ func (b *batch) put(p put) (Outcome, error) {
 
 	o := Outcome{Events: b.seal()}
 	if b.wanted {
-		// One allocation for what is answered most.
-		both := new(struct {
-			response pb.PutResponse
-			header   pb.ResponseHeader
-		})
-		both.header.Revision = int64(b.keys.Revision())
-		both.response.Header = &both.header
-		both.response.PrevKv = prev
-		o.Response = &both.response
+		answer := b.putAnswer()
+		answer.header.Revision = int64(b.keys.Revision())
+		answer.response.Header = &answer.header
+		answer.response.PrevKv = prev
+		o.Response = &answer.response
 	}
 	return o, nil
+}
+
+type putAnswer struct {
+	response pb.PutResponse
+	header   pb.ResponseHeader
+}
+
+// putAnswer returns room for the answer to a put. Puts are answered most, and
+// all of a batch share one allocation.
+func (b *batch) putAnswer() *putAnswer {
+	if len(b.answers) == 0 {
+		b.answers = make([]putAnswer, max(1, b.commands))
+	}
+	first := &b.answers[0]
+	b.answers = b.answers[1:]
+	return first
 }
 
 // checkPut makes the checks of a put that depend on the state.

@@ -56,7 +56,11 @@ func unreadable(in []byte, m proto.Message) error {
 	return status.Errorf(codes.Internal, "grpc: error unmarshalling request: %v", err)
 }
 
-var rangeRequests = sync.Pool{New: func() any { return new(pb.RangeRequest) }}
+// Requests are used again: no answer, and nobody who is asked, keeps one.
+var (
+	rangeRequests = sync.Pool{New: func() any { return new(pb.RangeRequest) }}
+	putRequests   = sync.Pool{New: func() any { return new(pb.PutRequest) }}
+)
 
 // local tells whether in asks for one key as this member knows it.
 func local(in []byte) bool {
@@ -98,7 +102,11 @@ func (s *server) appendHeader(out []byte, rev state.Revision) []byte {
 var headers = sync.Pool{New: func() any { return new(pb.ResponseHeader) }}
 
 func (s kv) fastPut(ctx context.Context, in, out []byte) ([]byte, error) {
-	r := new(pb.PutRequest)
+	r := putRequests.Get().(*pb.PutRequest)
+	defer func() {
+		r.Reset()
+		putRequests.Put(r)
+	}()
 	if !wire.Put(in, r) {
 		return out, unreadable(in, r)
 	}

@@ -198,6 +198,9 @@ type Writer struct {
 	exact   Revision
 	changed Revision // of the tree for the first time, 0 if it was not
 	pending []pending
+
+	keyBuf  [rowKeyBytes]byte // of the row that is being made
+	headBuf [rowHeadBytes]byte
 }
 
 // Rows takes the rows of history that a batch adds, in order.
@@ -386,8 +389,6 @@ func (w *Writer) Seal(events []Event) []Event {
 		w.pending[0].version.alone = true
 	}
 	var bytes, resident int64
-	var keyBuf [rowKeyBytes]byte
-	var headBuf [rowHeadBytes]byte
 	for _, p := range w.pending {
 		v := p.version
 		e := Event{Revision: v.main, Sub: v.sub, Deleted: v.deleted(), Pair: p.pair}
@@ -403,7 +404,7 @@ func (w *Writer) Seal(events []Event) []Event {
 			}
 		}
 		s.writer.recent.push(recentWrite{p.record, v})
-		w.rows.Append(appendRowKey(keyBuf[:0], v.at()), appendRowHead(headBuf[:0], f, e.Before), p.pair)
+		w.rows.Append(appendRowKey(w.keyBuf[:0], v.at()), appendRowHead(w.headBuf[:0], f, e.Before), p.pair)
 		bytes += v.bytes()
 		resident += int64(v.size)
 		events = append(events, e)
