@@ -14,7 +14,7 @@ type connections struct {
 	app     *app
 	cmd     *cobra.Command
 	config  clientv3.Config
-	clients []*clientv3.Client
+	dialled []*clientv3.Client
 }
 
 func (a *app) connect(cmd *cobra.Command, n int) (*connections, error) {
@@ -33,16 +33,16 @@ func (a *app) connect(cmd *cobra.Command, n int) (*connections, error) {
 			}
 			return nil, f
 		}
-		cs.clients = append(cs.clients, c)
+		cs.dialled = append(cs.dialled, c)
 	}
 	return cs, nil
 }
 
 // of returns the client of a caller.
-func (cs *connections) of(caller int) *clientv3.Client { return cs.clients[caller%len(cs.clients)] }
+func (cs *connections) of(caller int) *clientv3.Client { return cs.dialled[caller%len(cs.dialled)] }
 
 func (cs *connections) close() {
-	for _, c := range cs.clients {
+	for _, c := range cs.dialled {
 		c.Close()
 	}
 }

@@ -69,7 +69,7 @@ func New(called string) *cobra.Command {
 		a.checkCommand(), a.completionCommand(), a.optionsCommand(), a.versionCommand(),
 	)
 	if called != Etcdctl {
-		root.AddCommand(a.statusCommand())
+		root.AddCommand(a.statusCommand(), a.benchCommand())
 	}
 	nameExamples(root, called)
 	return root

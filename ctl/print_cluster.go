@@ -135,7 +135,7 @@ func hashAnswer(all []endpointHash) answer {
 				strconv.FormatInt(e.HashKV.GetHashRevision(), 10),
 			})
 		}
-		return []string{"endpoint", "hash", "hash_revision"}, rows
+		return []string{"endpoint", "hash", "hash revision"}, rows
 	}
 	return answer{
 		json:   all,

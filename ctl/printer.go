@@ -113,8 +113,11 @@ func (p *printer) json(ans answer) error {
 }
 
 func (p *printer) table(header []string, rows [][]string) error {
-	config := tablewriter.NewConfigBuilder().WithRowAlignment(tw.AlignRight).Build()
+	config := tablewriter.NewConfigBuilder().WithRowAlignment(tw.AlignRight).WithHeaderAutoFormat(tw.Off).Build()
 	table := tablewriter.NewTable(p.Writer, tablewriter.WithConfig(config))
+	for i, title := range header {
+		header[i] = strings.ToUpper(title)
+	}
 	table.Header(header)
 	if err := table.Bulk(rows); err != nil {
 		return err
