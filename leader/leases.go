@@ -32,6 +32,7 @@ type LeaseOptions struct {
 	Checkpoint time.Duration // what is left of a longer lease is written down so often; default 5 min
 	Rest       time.Duration // between two proposals that are not full; default 100 ms
 	Batch      int           // leases that end in one command, which holds up others; default 500
+	Time       Time          // default the machine's
 
 	Renewed, Expired *metric.Counter // default none
 }
@@ -48,6 +49,9 @@ func (o LeaseOptions) withDefaults() LeaseOptions {
 	}
 	if o.Batch == 0 {
 		o.Batch = 500
+	}
+	if o.Time == nil {
+		o.Time = machineTime{}
 	}
 	return o
 }
@@ -100,7 +104,7 @@ func (l *Leases) observe(outcomes []state.Outcome) {
 	if l.mu.term == 0 {
 		return
 	}
-	now := time.Since(l.mu.start)
+	now := l.now()
 	for i := range outcomes {
 		for _, c := range outcomes[i].Leases {
 			if c.Gone {
@@ -113,6 +117,9 @@ func (l *Leases) observe(outcomes []state.Outcome) {
 	l.tell()
 	l.wake() // the first to end may be another one
 }
+
+// now counts from the beginning of the term. With l.mu held.
+func (l *Leases) now() time.Duration { return l.o.Time.Now().Sub(l.mu.start) }
 
 func (l *Leases) tell() {
 	if l.mu.changed != nil {
@@ -137,33 +144,22 @@ func (l *Leases) Serve(ctx context.Context, term state.Term) error {
 	defer l.stop()
 	for ctx.Err() == nil {
 		if l.cluster.View().Frozen() {
-			l.wait(ctx, l.o.Rest, nil)
+			l.o.Time.Wait(ctx, l.o.Rest, nil)
 			continue
 		}
 		d, wait := l.take()
 		if d.len() == 0 {
-			l.wait(ctx, wait, l.poke)
+			l.o.Time.Wait(ctx, wait, l.poke)
 			continue
 		}
 		if err := l.propose(ctx, term, d); err != nil {
 			return err
 		}
 		if d.len() < l.o.Batch {
-			l.wait(ctx, l.o.Rest, nil) // those that end meanwhile end together
+			l.o.Time.Wait(ctx, l.o.Rest, nil) // those that end meanwhile end together
 		}
 	}
 	return ctx.Err()
-}
-
-// wait waits for a while, or less if it is poked or the term is over.
-func (l *Leases) wait(ctx context.Context, d time.Duration, poke <-chan struct{}) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-poke:
-	case <-timer.C:
-	}
 }
 
 // start sets the clocks going, once all is applied that was agreed on before
@@ -178,7 +174,7 @@ func (l *Leases) start(ctx context.Context, term state.Term) error {
 	for one := range l.cluster.View().Leases() {
 		c.know(0, one, l.o.Grace)
 	}
-	l.mu.term, l.mu.start, l.mu.clocks = term, time.Now(), c
+	l.mu.term, l.mu.start, l.mu.clocks = term, l.o.Time.Now(), c
 	l.tell()
 	return nil
 }
@@ -197,7 +193,7 @@ func (l *Leases) insist(ctx context.Context, do func() error) error {
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		l.wait(ctx, l.o.Rest, nil)
+		l.o.Time.Wait(ctx, l.o.Rest, nil)
 	}
 }
 
@@ -205,7 +201,7 @@ func (l *Leases) insist(ctx context.Context, do func() error) error {
 func (l *Leases) take() (due, time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := time.Since(l.mu.start)
+	now := l.now()
 	d, next := l.mu.clocks.take(now, l.o.Batch)
 	return d, next - now
 }
@@ -251,7 +247,7 @@ func (l *Leases) agree(ctx context.Context, c state.Command) (out state.Outcome,
 	})
 	if err == nil && out.Refusal != nil {
 		// The term was over when it was appended. That is about to be known here.
-		<-ctx.Done()
+		l.o.Time.Wait(ctx, never, nil)
 		err = ctx.Err()
 	}
 	return out, err
@@ -306,10 +302,8 @@ func (l *Leases) ask(ctx context.Context, ids []state.LeaseID, of func(time.Dura
 			return nil, err
 		}
 		if changed != nil {
-			select {
-			case <-ctx.Done():
+			if l.o.Time.Wait(ctx, never, changed); ctx.Err() != nil {
 				return nil, ctx.Err()
-			case <-changed:
 			}
 			continue
 		}
@@ -330,7 +324,7 @@ func (l *Leases) look(ids []state.LeaseID, answers []int64, of func(time.Duratio
 	if l.mu.term == 0 {
 		return 0, nil, fault.NotLeader
 	}
-	now := time.Since(l.mu.start)
+	now := l.now()
 	all := true
 	for i, id := range ids {
 		answers[i] = none

@@ -23,10 +23,12 @@ const (
 	opGrant
 	opRevoke
 	opExpire
+	opKeepAlive
 	opRange
 	opSerializable
-	kinds             // those of clients end here
-	opAdd kind = iota // of the members
+	kinds                    // those of clients end here
+	opCheckpoint kind = iota // of a leader
+	opAdd                    // of the members
 	opRemove
 	opUpdate
 	opPromote
@@ -49,10 +51,16 @@ type op struct {
 	request proto.Message
 	m       *member
 	wait    *replica.Wait[state.Outcome]
-	from    run    // who answers
-	floor   uint64 // index up to which all had been answered to somebody when it began
-	then    func() // called when it ends
-	term    uint64 // it is good for this term only; 0: for any
+	from    run             // who answers
+	floor   uint64          // index up to which all had been answered to somebody when it began
+	then    func()          // called when it ends
+	term    uint64          // it is good for this term only; 0: for any
+	decided bool            // by a leader's clocks
+	clock   time.Duration   // what that had for the time then
+	clocks  []time.Duration // what everybody had when it was called
+	life    *life           // of the lease that it is about, when it was called
+	dead    bool            // that was over
+	outcome state.Outcome
 
 	// What the client saw.
 	call, ret time.Duration
@@ -140,6 +148,9 @@ func (c *client) begin(k kind) *op {
 		case opSerializable:
 			o.read()
 			return
+		case opKeepAlive:
+			o.keepAlive()
+			return
 		case opRange:
 			o.wait = m.step.Barrier()
 		default:
@@ -150,9 +161,16 @@ func (c *client) begin(k kind) *op {
 	return o
 }
 
-func (w *world) newOp(c *client, k kind, m *member) *op {
+// record makes an operation that takes as long as it takes.
+func (w *world) record(c *client, k kind, m *member) *op {
 	o := &op{w: w, id: uint64(len(w.history)), client: c, kind: k, m: m, from: run{m.id, m.run}, call: w.now, floor: w.floor}
 	w.history = append(w.history, o)
+	return o
+}
+
+// newOp makes one that its client does not wait for for ever.
+func (w *world) newOp(c *client, k kind, m *member) *op {
+	o := w.record(c, k, m)
 	run := m.run
 	w.after(w.timeout, func() {
 		if o.done {
@@ -215,7 +233,7 @@ func (o *op) poll() bool {
 		})
 	default:
 		o.answer = text(outcome.Response, outcome.Refusal, int64(outcome.Revision))
-		o.seen = int64(outcome.Revision)
+		o.seen, o.outcome = int64(outcome.Revision), outcome
 		if o.index == 0 {
 			w.fail("%v is answered, but in no log", o)
 		}
@@ -403,7 +421,19 @@ func (o *op) makeRequest() proto.Message {
 		}
 		return q
 	case opGrant:
-		return &pb.LeaseGrantRequest{ID: lease(), TTL: 1 + r.Int64N(100)}
+		q := &pb.LeaseGrantRequest{ID: lease(), TTL: 1 + r.Int64N(10)}
+		if r.IntN(6) == 0 {
+			q.TTL *= 1000
+		}
+		return q
+	case opKeepAlive:
+		q := &pb.LeaseKeepAliveRequest{ID: lease()}
+		if q.ID > 3 && r.IntN(20) > 0 {
+			q.ID -= 3 // the others end
+		}
+		o.clocks, o.life = w.clocks(), w.oracle.lives[q.ID]
+		o.dead = o.life != nil && o.life.gone
+		return q
 	case opRevoke:
 		return &pb.LeaseRevokeRequest{ID: lease()}
 	case opExpire:

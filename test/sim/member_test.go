@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -11,6 +12,7 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/kvorum/kvorum/leader"
 	"github.com/kvorum/kvorum/replica"
 	"github.com/kvorum/kvorum/state"
 	"github.com/kvorum/kvorum/wal"
@@ -32,24 +34,34 @@ type member struct {
 	gone    bool              // it was removed, and knows
 
 	rate       int           // percent of the time between ticks
+	elapsed    time.Duration // by its clock, when that got this rate
+	since      time.Duration // when it did
 	writeExtra time.Duration // the disk is slow
 
 	// Of the process.
-	up     bool
-	run    int // number of the process
-	paused bool
-	frozen []func() // what happens when it goes on
-	state  *state.Machine
-	hub    *watch.Hub
-	r      *replica.Replica[state.Outcome]
-	step   *replica.Stepper[state.Outcome]
-	busy   struct{ deciding, appending, applying, flushing, sweeping bool }
-	ops    []*op
-	leader uint64      // as seen last
-	sent   uint64      // newest entry sent to others
-	opened state.Index // where the state was when the process started
-	behind uint64      // index of the newest snapshot that was sent here
-	known  struct {    // the members, as it has them
+	up      bool
+	run     int // number of the process
+	paused  bool
+	frozen  []func() // what happens when it goes on
+	state   *state.Machine
+	hub     *watch.Hub
+	leases  *leader.Leases
+	hold    *leader.Office
+	holds   state.Term // in which it leads
+	duty    office
+	life    context.Context // that of the process
+	quit    context.CancelFunc
+	tasks   []*task
+	running *task
+	r       *replica.Replica[state.Outcome]
+	step    *replica.Stepper[state.Outcome]
+	busy    struct{ deciding, appending, applying, flushing, sweeping bool }
+	ops     []*op
+	leader  uint64      // as seen last
+	sent    uint64      // newest entry sent to others
+	opened  state.Index // where the state was when the process started
+	behind  uint64      // index of the newest snapshot that was sent here
+	known   struct {    // the members, as it has them
 		view    *state.View
 		text    string
 		removed []uint64
@@ -135,6 +147,11 @@ func (m *member) open() error {
 			return err
 		}
 	}
+	m.life, m.quit = context.WithCancel(context.Background())
+	m.hold, m.holds, m.duty = &leader.Office{}, 0, office{}
+	m.leases = leader.NewLeases(leader.LeaseOptions{
+		Grace: w.election(), Checkpoint: w.checkpoint, Batch: w.ends, Time: hands{m},
+	}, m.hold, hands{m})
 	v := m.state.View()
 	m.opened, m.told = v.Index, v
 	m.stale = 0
@@ -153,6 +170,7 @@ func (m *member) open() error {
 		Tick:      w.tick,
 		Transport: m,
 		Accepted:  func(o state.Outcome) bool { return o.Refusal == nil },
+		Leading:   m.leads,
 		Connected: func(id uint64) bool { return !w.network.cut[link{m.id, id}] },
 	}
 	if w.small {
@@ -195,6 +213,9 @@ func (m *member) end(power bool) {
 		o.lost()
 	}
 	m.ops = nil
+	if m.quit != nil {
+		m.abandon()
+	}
 	m.up, m.paused, m.frozen = false, false, nil
 	m.run++
 	m.r, m.step = nil, nil
@@ -422,6 +443,7 @@ func (m *member) poll() {
 	}
 	clear(m.ops[n:])
 	m.ops = m.ops[:n]
+	m.attend()
 }
 
 // Send implements replica.Transport.
@@ -514,6 +536,7 @@ func (a machine) Apply(entries []replica.Entry) ([]state.Outcome, error) {
 		m.w.fail("%v: the view moved from index %d, revision %d, to %d, %d", m, before.Index, before.Revision, v.Index, v.Revision)
 	}
 	m.hub.Publish(outcomes, v.Revision)
+	m.leases.Observe(outcomes)
 	m.w.oracle.applied(m, entries, outcomes)
 	m.flush()
 	if v.Compacted != before.Compacted {

@@ -21,8 +21,11 @@ type model struct {
 	changes             []change     // of keys, oldest first
 	members             []*pb.Member // by id
 	removed             []uint64
-	leases              []int64
+	leases              []*lease // by id
 }
+
+// lease is one that lives.
+type lease struct{ id, ttl, remaining int64 }
 
 // addition is a member to be added, if there are not that many learners.
 type addition struct {
@@ -256,12 +259,12 @@ func (m *model) do(q any) string {
 			response = m.read(q, m.revision)
 		}
 	case *pb.LeaseGrantRequest:
-		if slices.Contains(m.leases, q.ID) {
+		if m.lease(q.ID) != nil {
 			refusal = fault.LeaseExists
 			break
 		}
-		m.leases = append(m.leases, q.ID)
-		slices.Sort(m.leases)
+		m.leases = append(m.leases, &lease{id: q.ID, ttl: q.TTL})
+		slices.SortFunc(m.leases, func(a, b *lease) int { return cmp.Compare(a.id, b.id) })
 		response = &pb.LeaseGrantResponse{ID: q.ID, TTL: q.TTL}
 	case *pb.LeaseRevokeRequest:
 		if !m.end(q.ID) {
@@ -278,6 +281,12 @@ func (m *model) do(q any) string {
 			}
 			m.end(one.ID)
 		}
+	case *pb.LeaseCheckpointRequest:
+		for _, one := range q.Checkpoints {
+			if l := m.lease(one.ID); l != nil {
+				l.remaining = one.Remaining_TTL
+			}
+		}
 	default:
 		response, refusal = m.change(q)
 	}
@@ -289,18 +298,27 @@ func (m *model) do(q any) string {
 
 // leased refuses a put on a lease that there is not.
 func (m *model) leased(q *pb.PutRequest) *fault.Fault {
-	if q.Lease != 0 && !slices.Contains(m.leases, q.Lease) {
+	if q.Lease != 0 && m.lease(q.Lease) == nil {
 		return fault.LeaseNotFound
+	}
+	return nil
+}
+
+func (m *model) lease(id int64) *lease {
+	for _, l := range m.leases {
+		if l.id == id {
+			return l
+		}
 	}
 	return nil
 }
 
 // end ends a lease and what hangs on it, and tells whether it was there.
 func (m *model) end(id int64) bool {
-	if !slices.Contains(m.leases, id) {
+	if m.lease(id) == nil {
 		return false
 	}
-	m.leases = slices.DeleteFunc(m.leases, func(other int64) bool { return other == id })
+	m.leases = slices.DeleteFunc(m.leases, func(l *lease) bool { return l.id == id })
 	var gone []*mvccpb.KeyValue
 	m.span([]byte{0}, []byte{0}, m.revision, func(kv *mvccpb.KeyValue) {
 		if kv.Lease == id {

@@ -119,11 +119,13 @@ var faults = []harm{
 		}
 		n.w.after(n.while(10), func() { clear(n.w.network.slow) })
 	}},
-	{"clock rate", func(n *nemesis) { n.any().rate = 40 + n.w.fate.IntN(160) }},
+	{"clock rate", func(n *nemesis) { n.any().setRate(40 + n.w.fate.IntN(160)) }},
 	{"clock step", func(n *nemesis) {
 		if m := n.any(); m.up && !m.paused {
 			n.w.mark("clock stepped")
-			m.tick(1 + n.w.fate.IntN(2*n.w.electionTicks))
+			ticks := 1 + n.w.fate.IntN(2*n.w.electionTicks)
+			m.elapsed += time.Duration(ticks) * n.w.tick
+			m.tick(ticks)
 		}
 	}},
 	{"transfer", func(n *nemesis) {
@@ -162,7 +164,7 @@ func (n *nemesis) next() {
 
 // while is how long a fault lasts.
 func (n *nemesis) while(most int) time.Duration {
-	election := n.w.tick * time.Duration(n.w.electionTicks)
+	election := n.w.election()
 	return time.Duration(n.w.fate.Int64N(int64(election) * int64(most)))
 }
 
@@ -399,7 +401,7 @@ func (n *nemesis) replace() {
 	if n.under() == 0 && leader.up {
 		n.propose(leader, opRemove, &pb.MemberRemoveRequest{ID: lost.id})
 	}
-	w.after(w.tick*time.Duration(w.electionTicks), n.replace)
+	w.after(w.election(), n.replace)
 }
 
 // heal ends all faults.
@@ -412,10 +414,12 @@ func (n *nemesis) heal() {
 	w.network.loss, w.setup.loss, w.setup.twice = 0, 0, 0
 	for _, m := range w.members {
 		m.disk.full, m.disk.failIn = false, 0
-		m.writeExtra, m.rate, m.failing = 0, 100, false
+		m.writeExtra, m.failing = 0, false
+		m.setRate(100)
 		if m.paused {
 			m.resume()
 		}
 		m.start()
 	}
+	w.oracle.calm()
 }

@@ -76,6 +76,19 @@ func (n *network) carry(m *member, l link, msg *pb.Message, number int) {
 	})
 }
 
+// pass carries a call between members, or its answer.
+func (n *network) pass(from, to *member, take func()) {
+	l := link{from.id, to.id}
+	if n.drops(l) {
+		return
+	}
+	n.w.after(n.travel(l), func() {
+		if to.up && !n.cut[l] {
+			to.later(0, take)
+		}
+	})
+}
+
 // receive takes a message, now or when the pause ends.
 func (m *member) receive(msg *pb.Message) {
 	take := func() {

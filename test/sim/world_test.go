@@ -31,6 +31,8 @@ type setup struct {
 	plain       bool // operations on single keys only, which porcupine can judge
 	mix         [kinds]int
 	leases      bool
+	checkpoint  time.Duration // what is left of a longer lease is written down so often
+	ends        int           // leases that end in one command
 
 	delay, jitter time.Duration // of messages
 	loss          int           // permille of messages, always
@@ -46,6 +48,9 @@ func (s setup) String() string {
 	return fmt.Sprintf("%d voters, tick %v, election %d ticks, keep %d, flush %d, small %v, %d clients, %d keys, plain %v, faults every %v: %s",
 		s.voters, s.tick, s.electionTicks, s.keepEntries, s.flushEntries, s.small, s.clients, s.keys, s.plain, s.between, strings.Join(s.faults, ", "))
 }
+
+// election is the time without a leader after which others want to be one.
+func (s setup) election() time.Duration { return s.tick * time.Duration(s.electionTicks) }
 
 func newSetup(rng *rand.Rand) setup {
 	between := func(lo, hi int) int { return lo + rng.IntN(hi-lo+1) }
@@ -80,8 +85,9 @@ func newSetup(rng *rand.Rand) setup {
 	s.mix[opRange] += 3
 	s.mix[opCompact] = rng.IntN(3)
 	if s.leases = !s.plain && rng.IntN(3) > 0; !s.leases {
-		s.mix[opGrant], s.mix[opRevoke], s.mix[opExpire] = 0, 0, 0
+		s.mix[opGrant], s.mix[opRevoke], s.mix[opExpire], s.mix[opKeepAlive] = 0, 0, 0, 0
 	} else {
+		s.mix[opGrant] += 2
 		s.mix[opRevoke], s.mix[opExpire] = rng.IntN(3), rng.IntN(3)
 	}
 	for _, f := range faults {
@@ -91,6 +97,8 @@ func newSetup(rng *rand.Rand) setup {
 	}
 	s.listeners = rng.IntN(4)
 	s.recentBytes = []int{1, 1000, 100_000}[rng.IntN(3)]
+	s.checkpoint = time.Duration(between(1, 12)) * time.Second
+	s.ends = between(1, 3)
 	return s
 }
 
@@ -100,7 +108,7 @@ type world struct {
 	seed uint64
 
 	// Chance, apart for each part, so that a change of one leaves the others.
-	schedule, wire, disks, users, fate, ears *rand.Rand
+	schedule, wire, disks, users, fate, ears, reigns *rand.Rand
 
 	now    time.Duration
 	queue  []event // a heap
@@ -134,7 +142,7 @@ func newWorld(seed uint64) *world {
 	stream := func(n uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, n)) }
 	w := &world{
 		setup: newSetup(stream(0)), seed: seed,
-		schedule: stream(1), wire: stream(2), disks: stream(3), users: stream(4), fate: stream(5), ears: stream(6),
+		schedule: stream(1), wire: stream(2), disks: stream(3), users: stream(4), fate: stream(5), ears: stream(6), reigns: stream(7),
 		leaders: map[uint64]uint64{}, marks: map[string]int{},
 	}
 	w.network = network{w: w, cut: map[link]bool{}, slow: map[link]time.Duration{}, arrived: map[link]int{}}
@@ -229,6 +237,7 @@ func (w *world) run() {
 
 	w.nemesis.heal()
 	w.settle()
+	w.expire()
 	for _, l := range w.listeners {
 		l.finish()
 	}
@@ -241,7 +250,7 @@ func (w *world) run() {
 
 // settle waits until the cluster does what a healthy one does.
 func (w *world) settle() {
-	election := w.tick * time.Duration(w.electionTicks) * 2 // timeouts are drawn up to twice as long
+	election := 2 * w.election() // timeouts are drawn up to twice as long
 	// Under load, one that is behind may stay behind: the log it needs is gone
 	// before it has read the snapshot. So the load ends after a while.
 	w.until(w.now+4*election+2*time.Second, nil) // and what the faults have set off happens
@@ -275,7 +284,12 @@ func (w *world) settle() {
 			w.fail("a healthy cluster refuses: %v: %v", o, o.err)
 		}
 	}
-	if !w.until(w.now+20*election, w.agreed) {
+	w.rest()
+}
+
+// rest waits until all are level.
+func (w *world) rest() {
+	if !w.until(w.now+20*2*w.election(), w.agreed) {
 		w.fail("a healthy cluster does not come to rest")
 	}
 }
