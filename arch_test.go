@@ -27,7 +27,7 @@ const arrows = `
 fault    < state..., replica, peer, watch, leader, rpc, api..., node, listen
 metric   < state..., replica..., wal, peer, watch, leader, rpc, api..., node, listen
 internal/wire < state, api..., test...
-internal/mutant < state..., replica..., wal
+internal/mutant < state..., replica..., wal, watch, leader
 internal/histogram < ctl/internal/load
 
 state/internal/table < state/internal/mvcc, state/internal/lease, state/internal/auth, state/internal/member, state/internal/alarm, state

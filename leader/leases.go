@@ -10,6 +10,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/internal/mutant"
 	"github.com/kvorum/kvorum/metric"
 	"github.com/kvorum/kvorum/state"
 )
@@ -172,7 +173,14 @@ func (l *Leases) start(ctx context.Context, term state.Term) error {
 	defer l.mu.Unlock()
 	c := newClocks(l.o.Checkpoint)
 	for one := range l.cluster.View().Leases() {
+		if mutant.On("what was written down is not read") {
+			one.Remaining = 0
+		}
 		c.know(0, one, l.o.Grace)
+	}
+	if mutant.On("clocks survive a deposition") && l.mu.clocks != nil {
+		l.mu.term = term
+		return nil
 	}
 	l.mu.term, l.mu.start, l.mu.clocks = term, l.o.Time.Now(), c
 	l.tell()
@@ -182,7 +190,9 @@ func (l *Leases) start(ctx context.Context, term state.Term) error {
 func (l *Leases) stop() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.mu.term, l.mu.clocks = 0, nil
+	if l.mu.term = 0; !mutant.On("clocks survive a deposition") {
+		l.mu.clocks = nil
+	}
 	l.tell()
 }
 
@@ -237,6 +247,9 @@ func (l *Leases) propose(ctx context.Context, term state.Term, d due) error {
 // end: whether a lease was renewed in time must not hang on a proposal of
 // which nothing is known.
 func (l *Leases) agree(ctx context.Context, c state.Command) (out state.Outcome, err error) {
+	if mutant.On("ends in any term") {
+		c.Term = 0
+	}
 	command, err := c.Append(nil)
 	if err != nil {
 		return out, err
@@ -307,7 +320,7 @@ func (l *Leases) ask(ctx context.Context, ids []state.LeaseID, of func(time.Dura
 			}
 			continue
 		}
-		if err := l.cluster.Barrier(ctx); err != nil {
+		if err := l.cluster.Barrier(ctx); err != nil && !mutant.On("renewed without a quorum") {
 			return nil, err
 		}
 		if err := l.confirm(term, ids, answers); err != errAgain {
