@@ -320,7 +320,10 @@ func (l *Leases) ask(ctx context.Context, ids []state.LeaseID, of func(time.Dura
 			}
 			continue
 		}
-		if err := l.cluster.Barrier(ctx); err != nil && !mutant.On("renewed without a quorum") {
+		if mutant.On("renewed without a quorum") {
+			return answers, nil
+		}
+		if err := l.cluster.Barrier(ctx); err != nil {
 			return nil, err
 		}
 		if err := l.confirm(term, ids, answers); err != errAgain {

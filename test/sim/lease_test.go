@@ -205,7 +205,15 @@ func (m *member) leads(term uint64) {
 	m.hold.Hold(state.Term(term))
 	m.holds = state.Term(term)
 	if m.duty.task != nil && m.duty.term != m.holds {
-		m.duty.end()
+		pause := m.w.election() / 100
+		if m.w.reigns.IntN(4) == 0 {
+			pause = m.w.election() // the processor has much to do
+		}
+		end := m.duty.end
+		m.later(time.Duration(m.w.reigns.Int64N(int64(pause))), func() {
+			end()
+			m.attend()
+		})
 	}
 	m.serve()
 }

@@ -321,7 +321,7 @@ func (l *listener) finish() {
 // TestListeners falsifies what listeners are told, in one way after the other,
 // and wants that to be noticed.
 func TestListeners(t *testing.T) {
-	const seed = 6
+	const seed = 5
 	events := func(m *watch.Message) bool { return len(m.Events) > 0 }
 	for name, lie := range map[string]func(m *watch.Message) bool{
 		"nothing":        func(*watch.Message) bool { return true },
