@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/bufbuild/protocompile"
@@ -95,6 +96,10 @@ func registered(path string) (protocompile.SearchResult, error) {
 	return protocompile.SearchResult{Proto: described}, nil
 }
 
+// aboutGateway is what the gateway's generator says of every package, whatever
+// else is in it. Ours say what they are in a doc.go.
+var aboutGateway = regexp.MustCompile(`(?s)/\*\nPackage \w+ is a reverse proxy\..*?\*/\n`)
+
 func run(plugin string, request *pluginpb.CodeGeneratorRequest, dir string) error {
 	input, err := proto.Marshal(request)
 	if err != nil {
@@ -114,7 +119,8 @@ func run(plugin string, request *pluginpb.CodeGeneratorRequest, dir string) erro
 		return fmt.Errorf("%s", response.GetError())
 	}
 	for _, f := range response.File {
-		if err := os.WriteFile(filepath.Join(dir, f.GetName()), []byte(f.GetContent()), 0o666); err != nil {
+		content := aboutGateway.ReplaceAllString(f.GetContent(), "")
+		if err := os.WriteFile(filepath.Join(dir, f.GetName()), []byte(content), 0o666); err != nil {
 			return err
 		}
 	}

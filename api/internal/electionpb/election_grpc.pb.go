@@ -4,10 +4,6 @@
 // - protoc             (unknown)
 // source: election.proto
 
-// Package electionpb is the wire shape of the service Election, which the
-// module of etcd's other messages leaves out. Its names and numbers are those
-// that clients of etcd use.
-
 package electionpb
 
 import (

@@ -1,0 +1,4 @@
+// Package electionpb is the wire shape of the service Election, which the
+// module of etcd's other messages leaves out. Its names and numbers are those
+// that clients of etcd use.
+package electionpb
