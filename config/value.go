@@ -210,6 +210,9 @@ func ParseURLs(items []string) (URLs, error) {
 			continue
 		}
 		u, err := url.Parse(item)
+		if host, port, split := net.SplitHostPort(item); err != nil && split == nil && host != "" && port != "" {
+			return nil, fmt.Errorf("%w: want http://%s or https://%s", err, item, item)
+		}
 		if err != nil {
 			return nil, err
 		}

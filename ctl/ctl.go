@@ -70,6 +70,8 @@ func New(called string) *cobra.Command {
 	)
 	if called != Etcdctl {
 		root.AddCommand(a.statusCommand(), a.benchCommand())
+		root.Version = buildVersion()
+		root.SetVersionTemplate(a.versions())
 	}
 	nameExamples(root, called)
 	return root
@@ -102,6 +104,9 @@ func Run(ctx context.Context, root *cobra.Command) int {
 	}
 	if f.err != nil {
 		fmt.Fprintln(cmd.ErrOrStderr(), "Error:", f.err)
+	}
+	if f.hint == "" && f.code == exitBadArgs && cmd.HasParent() {
+		f.hint = fmt.Sprintf("Run '%s --help' to see how it is used.", cmd.CommandPath())
 	}
 	if f.hint != "" {
 		fmt.Fprintln(cmd.ErrOrStderr(), strings.ReplaceAll(f.hint, program, root.Name()))

@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"io"
 	"log"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -88,6 +89,12 @@ func TestSilenceExplained(t *testing.T) {
 	plain.Start()
 	defer plain.Close()
 
+	peers := httptest.NewUnstartedServer(http.NotFoundHandler())
+	peers.Config.Protocols = new(http.Protocols)
+	peers.Config.Protocols.SetUnencryptedHTTP2(true)
+	peers.Start()
+	defer peers.Close()
+
 	for _, test := range []struct {
 		endpoint string
 		config   *tls.Config
@@ -104,6 +111,8 @@ func TestSilenceExplained(t *testing.T) {
 		{"https://" + plain.Listener.Addr().String(), nil, "does not speak TLS"},
 		{plain.Listener.Addr().String(), nil, ""},
 		{"unix:///no/such/socket", nil, "no such file"},
+		{"127.0.0.1", nil, "127.0.0.1 is no address of a server: write HOST:PORT"},
+		{"tcp://127.0.0.1:2379", nil, "write HOST:PORT, http://HOST:PORT"},
 	} {
 		hint, open := knock(context.Background(), test.endpoint, test.config)
 		if !strings.Contains(hint, test.want) || (test.want == "") != (hint == "") {
@@ -114,13 +123,19 @@ func TestSilenceExplained(t *testing.T) {
 		}
 	}
 
+	// What answers speaks HTTP, but is no server for clients: another member's port.
+	code, _, stderr := runCommand("kvorum", "", "get", "a", "--endpoints="+peers.Listener.Addr().String())
+	if code != int(exitError) || !strings.Contains(stderr, "serves no clients") {
+		t.Errorf("port for members: exit code %d, %s", code, stderr)
+	}
+
 	// The whole way, with the authority in a file.
 	file := filepath.Join(t.TempDir(), "ca.pem")
 	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
 	if err := os.WriteFile(file, block, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	code, _, stderr := runCommand("kvorum", "", "get", "a", "--endpoints="+addr, "--command-timeout=300ms")
+	code, _, stderr = runCommand("kvorum", "", "get", "a", "--endpoints="+addr, "--command-timeout=300ms")
 	if code != int(exitBadConnection) || !strings.Contains(stderr, "speaks TLS") {
 		t.Errorf("without --cacert: exit code %d, %s", code, stderr)
 	}

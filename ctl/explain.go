@@ -47,6 +47,8 @@ func (a *app) explain(ctx context.Context, cfg clientv3.Config, err error) *fail
 		f.hint = "Store less under one key, or start the servers with a larger --max-request-bytes."
 	case errors.Is(err, rpctypes.ErrNoLeader), errors.Is(err, rpctypes.ErrTimeout), errors.Is(err, rpctypes.ErrUnhealthy):
 		f.hint = "The cluster has no quorum at the moment. See who is missing: {{program}} endpoint status --cluster -w table"
+	case status.Code(err) == codes.Unimplemented && strings.Contains(err.Error(), "unexpected HTTP status code"):
+		f.hint = "What answers there serves no clients. A member has a port for them, 2379 unless it was told another, and one for other members."
 	case noAnswer(err):
 		return a.explainSilence(ctx, cfg, f)
 	}
@@ -102,6 +104,9 @@ func knock(ctx context.Context, endpoint string, config *tls.Config) (hint strin
 	network, address, secure := target(endpoint)
 	dialer := net.Dialer{Timeout: knockTime}
 	conn, err := dialer.DialContext(ctx, network, address)
+	if misspelt := (*net.AddrError)(nil); errors.As(err, &misspelt) {
+		return fmt.Sprintf("%s is no address of a server: write HOST:PORT, http://HOST:PORT or https://HOST:PORT.", endpoint), false
+	}
 	if err != nil {
 		return fmt.Sprintf("Cannot connect to %s: %v. Is the server running there? Name another with --endpoints.", endpoint, reason(err)), false
 	}

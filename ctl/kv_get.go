@@ -116,11 +116,11 @@ var (
 func (f *getFlags) sort() (clientv3.SortTarget, clientv3.SortOrder, error) {
 	order, ok := sortOrders[strings.ToUpper(f.order)]
 	if !ok {
-		return 0, 0, badFeature("bad sort order %v", f.order)
+		return 0, 0, &failure{code: exitBadFeature, err: fmt.Errorf("bad sort order %v", f.order), hint: "--order is ASCEND or DESCEND."}
 	}
 	target, ok := sortTargets[strings.ToUpper(f.sortBy)]
 	if !ok {
-		return 0, 0, badFeature("bad sort target %v", f.sortBy)
+		return 0, 0, &failure{code: exitBadFeature, err: fmt.Errorf("bad sort target %v", f.sortBy), hint: "--sort-by is KEY, VERSION, CREATE, MODIFY or VALUE."}
 	}
 	return target, order, nil
 }
@@ -152,7 +152,7 @@ func parseConsistency(s string) (serializable bool, err error) {
 	case "s":
 		return true, nil
 	}
-	return false, badFeature("unknown consistency flag %q", s)
+	return false, &failure{code: exitBadFeature, err: fmt.Errorf("unknown consistency flag %q", s), hint: "--consistency is l (what all agree on) or s (what this server knows)."}
 }
 
 func (a *app) getCommand() *cobra.Command {

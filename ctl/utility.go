@@ -1,8 +1,10 @@
 package ctl
 
 import (
+	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"go.etcd.io/etcd/api/v3/version"
@@ -16,16 +18,20 @@ func (a *app) versionCommand() *cobra.Command {
 		Args:    cobra.NoArgs,
 		Example: "{{program}} version",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			// etcdctl's two lines must say which etcdctl we stand in for: scripts
-			// choose flags by them.
-			release := version.Version
-			if a.called != Etcdctl {
-				release = buildVersion()
-			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s version: %s\nAPI version: %s\n", a.called, release, version.APIVersion)
+			_, err := fmt.Fprint(cmd.OutOrStdout(), a.versions())
 			return err
 		},
 	}
+}
+
+func (a *app) versions() string {
+	// etcdctl's two lines must say which etcdctl we stand in for: scripts
+	// choose flags by them.
+	release := version.Version
+	if a.called != Etcdctl {
+		release = buildVersion()
+	}
+	return fmt.Sprintf("%s version: %s\nAPI version: %s\n", a.called, release, version.APIVersion)
 }
 
 // buildVersion is the version that the go command recorded in the binary.
@@ -42,7 +48,12 @@ func (a *app) completionCommand() *cobra.Command {
 		Short:     "Print a script that teaches your shell to complete commands",
 		GroupID:   groupUtility,
 		ValidArgs: []string{"bash", "zsh", "fish", "powershell"},
-		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 || !slices.Contains(cmd.ValidArgs, args[0]) {
+				return &failure{code: exitUsage, err: errors.New("completion takes the name of a shell: bash, zsh, fish or powershell")}
+			}
+			return nil
+		},
 		Example: `
 source <({{program}} completion bash)                                 # this shell
 {{program}} completion bash > /etc/bash_completion.d/{{program}}      # every bash

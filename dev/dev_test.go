@@ -335,6 +335,16 @@ func TestProcess(t *testing.T) {
 	}
 }
 
+// TestLostSettings: a setting without the dashes before it is not passed on, nor
+// passed over.
+func TestLostSettings(t *testing.T) {
+	t.Parallel()
+	out, err := exec.Command(process.Binary(t), "dev", "three").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "go behind --") {
+		t.Errorf("%v, %s", err, out)
+	}
+}
+
 func number(t *testing.T, text string) (n int) {
 	t.Helper()
 	if _, err := fmt.Sscan(text, &n); err != nil {

@@ -527,7 +527,11 @@ func (r *Replica[R]) publish(all bool) {
 	m.Applied.Set(int64(next.Applied))
 	m.Pending.Set(r.pending.commands.Load())
 	if prev == nil && next.Leader != 0 || prev != nil && prev.Leader != next.Leader {
-		if r.o.Logger != nil {
+		switch {
+		case r.o.Logger == nil:
+		case next.Leader == 0:
+			r.o.Logger.Info("nobody leads", "term", next.Term)
+		default:
 			r.o.Logger.Info("leader changed", "leader", fmt.Sprintf("%x", next.Leader), "term", next.Term)
 		}
 		if next.Leader != 0 {

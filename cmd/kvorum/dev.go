@@ -2,8 +2,11 @@ package main
 
 import (
 	"bufio"
+	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -12,7 +15,7 @@ import (
 )
 
 func devCommand() *cobra.Command {
-	o := dev.Options{Program: os.Args[0]}
+	o := dev.Options{Program: program()}
 	cmd := &cobra.Command{
 		Use:     "dev",
 		Short:   "Try things out: a member, or with --nodes a cluster, in one process",
@@ -27,6 +30,12 @@ Clients find the members at 127.0.0.1:2379, 22379, 32379. What stands behind
   kvorum dev --nodes 3
   kvorum dev --nodes 3 --port 3379 --data-dir ./cluster    # beside the other, and kept
   kvorum dev -- --quota-backend-bytes=64MiB`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if dash := cmd.ArgsLenAtDash(); len(args) > 0 && dash != 0 {
+				return fmt.Errorf("%q stands alone: the settings of a server go behind --, as in kvorum dev -- --quota-backend-bytes=64MiB", args[0])
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			// A stop of one member is not one of the process.
 			os.Unsetenv("NOTIFY_SOCKET")
@@ -38,6 +47,14 @@ Clients find the members at 127.0.0.1:2379, 22379, 32379. What stands behind
 	cmd.Flags().IntVar(&o.Port, "port", dev.DefaultPort, "where clients find the first member; the others are 20000, 30000, 30100... further")
 	cmd.Flags().StringVar(&o.DataDir, "data-dir", "", "directory to keep the data in (default: a temporary one, removed at the end)")
 	return cmd
+}
+
+// program is what the user types to run this again.
+func program() string {
+	if fromSource := filepath.Base(filepath.Dir(os.Args[0])) == "exe" && strings.Contains(os.Args[0], "go-build"); fromSource {
+		return "go run ./cmd/kvorum"
+	}
+	return os.Args[0]
 }
 
 // typed yields the lines of standard input. Nobody waits for its goroutine: a
