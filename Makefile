@@ -6,7 +6,7 @@ CRASH    ?= 300
 SEED     ?= 1
 RUNS     ?= 2000
 
-.PHONY: build check test race fuzz proto compat crash sim mutants bench run cluster
+.PHONY: build check test race fuzz h2spec proto compat crash sim mutants bench run cluster
 
 build: ## the binary, and its other names
 	$(GO) build -trimpath -o bin/kvorum ./cmd/kvorum
@@ -21,6 +21,10 @@ check: bin/staticcheck ## what every commit must pass: format, vet, staticcheck,
 
 bin/staticcheck: tools/go.mod
 	$(GO) build -C tools -o ../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
+
+h2spec: ## what clients of HTTP/2 can get wrong, tried on package rpc
+	$(GO) build -C tools -o ../bin/h2spec github.com/summerwind/h2spec/cmd/h2spec
+	KVORUM_H2SPEC=$(CURDIR)/bin/h2spec $(GO) test -count=1 ./rpc -run TestH2spec
 
 test:
 	$(GO) test ./...

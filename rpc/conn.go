@@ -69,6 +69,7 @@ type conn struct {
 	calls     map[uint32]*stream
 	abandoned int
 	lastID    uint32 // of the client's streams
+	gone      gone
 	tiresome  int
 	keep      keep
 
@@ -231,6 +232,7 @@ func (c *conn) take(f http2.Frame) error {
 		return c.takeData(f)
 	case *http2.HeadersFrame:
 		c.block = block{open: true, stream: f.StreamID, end: f.StreamEnded(), fields: c.block.fields[:0]}
+		c.block.malformed = f.HasPriority() && f.Priority.StreamDep == f.StreamID
 		c.decoder.SetEmitEnabled(true)
 		return c.takeFragment(f.HeaderBlockFragment(), f.HeadersEnded())
 	case *http2.ContinuationFrame:
@@ -246,6 +248,10 @@ func (c *conn) take(f http2.Frame) error {
 		return c.takePing(f)
 	case *http2.WindowUpdateFrame:
 		return c.takeWindowUpdate(f)
+	case *http2.PriorityFrame:
+		if f.StreamDep == f.StreamID {
+			return protocolError("a stream depends on itself")
+		}
 	case *http2.PushPromiseFrame:
 		return protocolError("clients do not push")
 	}
@@ -305,6 +311,7 @@ func (c *conn) takeHeaders(b *block) error {
 	}
 	c.lastID = b.stream
 	if c.left || c.closing {
+		c.gone.add(b.stream, !b.end)
 		return nil // as it was told
 	}
 	if b.tooLarge {
@@ -317,18 +324,24 @@ func (c *conn) takeHeaders(b *block) error {
 	}
 	h := c.head
 	switch {
-	case h.malformed || b.duplicate || !b.pathSeen:
-		c.out.resetStream(b.stream, http2.ErrCodeProtocol)
+	case h.malformed || b.malformed || b.path == "" || b.end && h.contentLength > 0:
+		c.reject(b, http2.ErrCodeProtocol)
 		return c.tired()
-	case h.refused != nil:
+	case h.refused != nil && c.server.anything == nil:
 		c.refuse(b.stream, h.refused, b.end)
 		return nil
 	case !c.roomForCall():
-		c.out.resetStream(b.stream, http2.ErrCodeRefusedStream)
+		c.reject(b, http2.ErrCodeRefusedStream)
 		return c.tired()
 	}
 	c.open(b, h)
 	return nil
+}
+
+// reject resets a stream that does not become a call. c.mu is held.
+func (c *conn) reject(b *block, code http2.ErrCode) {
+	c.out.resetStream(b.stream, code)
+	c.gone.add(b.stream, !b.end)
 }
 
 // roomForCall bounds what one client can make us hold.
@@ -381,18 +394,28 @@ func (c *conn) open(b *block, h *head) {
 // takeTrailers ends what the client sends. c.mu is held.
 func (c *conn) takeTrailers(b *block) error {
 	s := c.calls[b.stream]
-	switch {
-	case s == nil || s.receivedAll:
-		if s != nil {
-			c.closeCall(s)
+	if s == nil {
+		switch early, known := c.gone.find(b.stream); {
+		case !known:
+			return protocolError("streams are opened in order")
+		case !early:
+			return connError{http2.ErrCodeStreamClosed, "headers on a closed stream"}
 		}
-		c.out.resetStream(b.stream, http2.ErrCodeStreamClosed)
+		return c.tired() // they may have been under way when the call ended
+	}
+	switch {
+	case s.receivedAll:
+		c.resetCall(s, http2.ErrCodeStreamClosed)
 		return c.tired()
-	case !b.end:
+	case !b.end || b.malformed || !wellFormedTrailers(b):
 		c.resetCall(s, http2.ErrCodeProtocol)
 		return c.tired()
 	}
 	s.receivedAll = true
+	if !s.lengthKept() {
+		c.resetCall(s, http2.ErrCodeProtocol)
+		return c.tired()
+	}
 	if s.method.unary == nil {
 		s.wake()
 	} else if message := s.unread(); s.complete(message) {
@@ -429,8 +452,14 @@ func (c *conn) takeData(f *http2.DataFrame) error {
 	}
 
 	s := c.calls[f.StreamID]
-	if s == nil || c.closing {
+	if s == nil {
+		if early, _ := c.gone.find(f.StreamID); !early {
+			c.out.resetStream(f.StreamID, http2.ErrCodeStreamClosed)
+		}
 		return c.tired() // it may have been under way when the call ended
+	}
+	if c.closing {
+		return c.tired()
 	}
 	if s.receivedAll {
 		c.resetCall(s, http2.ErrCodeStreamClosed)
@@ -441,6 +470,10 @@ func (c *conn) takeData(f *http2.DataFrame) error {
 		return nil
 	}
 	s.receivedAll = f.StreamEnded()
+	if s.receivedBytes += int64(len(data)); !s.lengthKept() {
+		c.resetCall(s, http2.ErrCodeProtocol)
+		return c.tired()
+	}
 	if len(data) == 0 && !s.receivedAll {
 		return c.tired()
 	}
@@ -582,6 +615,7 @@ func (c *conn) takeReset(f *http2.RSTStreamFrame) error {
 		return protocolError("reset of a stream that was not opened")
 	}
 	if s := c.calls[f.StreamID]; s != nil {
+		s.receivedAll = true
 		c.closeCall(s)
 		return nil
 	}
@@ -617,6 +651,7 @@ func (c *conn) takeSettings(f *http2.SettingsFrame) error {
 		return err
 	}
 	c.out.ready = appendFrameHeader(c.out.ready, 0, http2.FrameSettings, http2.FlagSettingsAck, 0)
+	c.takeTurns() // behind it: what is sent by the new settings
 	return nil
 }
 
@@ -631,7 +666,6 @@ func (c *conn) moveWindows(to int) error {
 		s.sendWindow += by
 		c.queue(s)
 	}
-	c.takeTurns()
 	return nil
 }
 
@@ -666,8 +700,13 @@ func (c *conn) takeWindowUpdate(f *http2.WindowUpdateFrame) error {
 func (c *conn) brokenUpdate(e http2.StreamError) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s := c.calls[e.StreamID]; s != nil {
+	switch s := c.calls[e.StreamID]; {
+	case s != nil:
 		c.resetCall(s, e.Code)
+	case e.StreamID > c.lastID:
+		return protocolError("window of a stream that was not opened")
+	default:
+		c.out.resetStream(e.StreamID, e.Code)
 	}
 	return c.tired()
 }
@@ -716,6 +755,7 @@ func (c *conn) resetCall(s *stream, code http2.ErrCode) {
 func (c *conn) closeCall(s *stream) {
 	s.closed = true
 	delete(c.calls, s.id)
+	c.gone.add(s.id, !s.receivedAll)
 	if s.handling {
 		// Its handler is a burden until it has noticed.
 		s.abandoned = true

@@ -229,7 +229,7 @@ func TestFrames(t *testing.T) {
 			w.wants(`1 status=405 grpc-status=13 grpc-message=Received a HEADERS frame with :method "GET" which should be POST`, "1 reset NO_ERROR")
 		},
 		"no authority": func(w *wire) {
-			w.ask(1, true, ":method", "POST", ":path", emptyCall, "content-type", "application/grpc")
+			w.ask(1, true, ":method", "POST", ":scheme", "http", ":path", emptyCall, "content-type", "application/grpc")
 			w.wants("1 status=400 grpc-status=13 grpc-message=no host or :authority header present")
 		},
 		"a broken timeout": func(w *wire) {
@@ -254,7 +254,13 @@ func TestFrames(t *testing.T) {
 				append([]string{":odd", "1"}, usual(emptyCall)...),
 				append(usual(emptyCall), "te", "gzip"),
 				append(usual(emptyCall), "x", "a\nb"),
-				{":method", "POST", "content-type", "application/grpc"},
+				{":method", "POST", ":scheme", "http", "content-type", "application/grpc"},
+				{":method", "POST", ":path", emptyCall, ":authority", "here", "content-type", "application/grpc"},
+				{":scheme", "http", ":path", emptyCall, ":authority", "here", "content-type", "application/grpc"},
+				usual(""),
+				append(usual(emptyCall), "content-length", "1"),
+				append(usual(emptyCall), "content-length", "-1"),
+				append(usual(emptyCall), "content-length", "1", "content-length", "2"),
 			} {
 				id := 2*i + 1
 				w.ask(uint32(id), true, pairs...)
@@ -326,6 +332,15 @@ func TestFrames(t *testing.T) {
 			w.ask(1, true, "x", "y")
 			w.wants(answered(1)...)
 		},
+		"malformed trailers": func(w *wire) {
+			for i, pairs := range [][]string{{":path", "/"}, {":method", "POST"}, {"Upper", "1"}, {"te", "gzip"}, {"x", "a\nb"}} {
+				id := 2*i + 1
+				w.ask(uint32(id), false, usual(emptyCall)...)
+				w.WriteData(uint32(id), false, nothing)
+				w.ask(uint32(id), true, pairs...)
+				w.wants(fmt.Sprint(id, " reset PROTOCOL_ERROR"))
+			}
+		},
 		"trailers that do not end": func(w *wire) {
 			w.ask(1, false, usual(emptyCall)...)
 			w.ask(1, false, usual(emptyCall)...)
@@ -334,15 +349,62 @@ func TestFrames(t *testing.T) {
 		"data after the end": func(w *wire) {
 			w.ask(1, true, usual(duplexCall)...)
 			w.wants("1 status=200 grpc-status=0")
-			w.WriteData(1, true, nothing) // may have been under way
-			w.WritePing(false, [8]byte{})
-			w.wants("ping ack=true")
+			w.WriteData(1, true, nothing)
+			w.wants("1 reset STREAM_CLOSED")
 		},
 		"headers of a closed stream": func(w *wire) {
 			w.ask(1, true, usual(duplexCall)...)
 			w.wants("1 status=200 grpc-status=0")
 			w.ask(1, true, usual(duplexCall)...)
-			w.wants("1 reset STREAM_CLOSED")
+			w.wants("goaway STREAM_CLOSED headers on a closed stream", "closed")
+		},
+		"headers after a reset": func(w *wire) {
+			w.ask(1, false, usual(duplexCall)...)
+			w.WriteRSTStream(1, http2.ErrCodeCancel)
+			w.ask(1, true, "x", "y")
+			w.wants("goaway STREAM_CLOSED headers on a closed stream", "closed")
+		},
+		"more of a call that was refused": func(w *wire) {
+			w.ask(1, false, usual("/nobody/knows")...)
+			w.wants("1 status=200 grpc-status=12 grpc-message=unknown service nobody", "1 reset NO_ERROR")
+			w.ask(3, false, append(usual(emptyCall), "Upper", "1")...)
+			w.wants("3 reset PROTOCOL_ERROR")
+			for _, id := range []uint32{1, 3} { // all this may have been under way
+				w.WriteData(id, false, nothing)
+				w.ask(id, true, "x", "y")
+			}
+			w.WritePing(false, [8]byte{})
+			w.wants("ping ack=true")
+		},
+		"a stream that was passed over": func(w *wire) {
+			w.ask(5, false, usual(emptyCall)...)
+			w.ask(3, false, usual(emptyCall)...)
+			w.wants("goaway PROTOCOL_ERROR streams are opened in order", "closed")
+		},
+		"a stream that depends on itself": func(w *wire) {
+			w.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: w.encoded(usual(emptyCall)...), EndHeaders: true, Priority: http2.PriorityParam{StreamDep: 1}})
+			w.wants("1 reset PROTOCOL_ERROR")
+			w.WritePriority(3, http2.PriorityParam{StreamDep: 3})
+			w.wants("goaway PROTOCOL_ERROR a stream depends on itself", "closed")
+		},
+		"as much as was promised": func(w *wire) {
+			w.ask(1, false, append(usual(emptyCall), "content-length", "5")...)
+			w.WriteData(1, false, nothing)
+			w.WriteData(1, true, nil)
+			w.wants(answered(1)...)
+		},
+		"more than was promised": func(w *wire) {
+			w.ask(1, false, append(usual(duplexCall), "content-length", "4")...)
+			w.WriteData(1, false, nothing)
+			w.wants("1 reset PROTOCOL_ERROR")
+		},
+		"less than was promised": func(w *wire) {
+			w.ask(1, false, append(usual(emptyCall), "content-length", "6")...)
+			w.WriteData(1, true, nothing)
+			w.ask(3, false, append(usual(emptyCall), "content-length", "6")...)
+			w.WriteData(3, false, nothing)
+			w.ask(3, true, "x", "y")
+			w.wants("1 reset PROTOCOL_ERROR", "3 reset PROTOCOL_ERROR")
 		},
 		"an even stream": func(w *wire) {
 			w.ask(2, true, usual(emptyCall)...)
@@ -362,6 +424,8 @@ func TestFrames(t *testing.T) {
 		},
 		"a window that grows by nothing": func(w *wire) {
 			w.ask(1, false, usual(emptyCall)...)
+			w.WriteWindowUpdate(1, 0)
+			w.wants("1 reset PROTOCOL_ERROR")
 			w.WriteWindowUpdate(1, 0)
 			w.wants("1 reset PROTOCOL_ERROR")
 			w.WriteWindowUpdate(0, 0)

@@ -34,9 +34,10 @@ type block struct {
 	bytes    int // as they came
 	tooLarge bool
 
-	path, timeout       string
-	pathSeen, duplicate bool
-	fields              []hpack.HeaderField // all others, in order
+	path, timeout string
+	pathSeen      bool
+	malformed     bool                // as far as can be known without the others
+	fields        []hpack.HeaderField // all others, in order
 }
 
 // add takes in one field. It returns false when the headers have become larger
@@ -48,7 +49,7 @@ func (b *block) add(f hpack.HeaderField, max uint32) bool {
 	}
 	switch f.Name {
 	case ":path":
-		b.duplicate = b.duplicate || b.pathSeen || b.regular()
+		b.malformed = b.malformed || b.pathSeen || b.regular()
 		b.path, b.pathSeen = f.Value, true
 	case "grpc-timeout":
 		b.timeout = f.Value
@@ -74,6 +75,8 @@ type head struct {
 	encoding    string              // of compressed messages
 	compressor  encoding.Compressor // nil: none, or encoding is not known
 
+	contentLength int64 // below 0: not told
+
 	malformed bool // as HTTP/2
 	refused   *refusal
 }
@@ -96,15 +99,16 @@ func (h *head) says(fields []hpack.HeaderField) bool {
 // readHead makes sense of all fields but path and timeout.
 func readHead(fields []hpack.HeaderField) *head {
 	h := &head{
-		fields:      slices.Clone(fields),
-		md:          make(metadata.MD, len(fields)),
-		contentType: grpcContentType,
+		fields:        slices.Clone(fields),
+		md:            make(metadata.MD, len(fields)),
+		contentType:   grpcContentType,
+		contentLength: -1,
 	}
 	var contentType, httpMethod string
 	var isGRPC, regular bool
 	var methods, schemes int
 	for _, f := range fields {
-		if !httpguts.ValidHeaderFieldValue(f.Value) {
+		if !wellFormed(f) {
 			h.malformed = true
 			return h
 		}
@@ -124,15 +128,12 @@ func readHead(fields []hpack.HeaderField) *head {
 			continue
 		}
 		regular = true
-		if !validName(f.Name) {
-			h.malformed = true
-			return h
-		}
 		switch f.Name {
-		case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade":
-			h.malformed = true
-		case "te":
-			h.malformed = h.malformed || f.Value != "trailers"
+		case "content-length":
+			n, err := strconv.ParseUint(f.Value, 10, 63)
+			h.malformed = h.malformed || err != nil || h.contentLength >= 0 && h.contentLength != int64(n)
+			h.contentLength = int64(n)
+			h.readMetadata(f.Name, f.Value)
 		case "content-type":
 			if contentType = f.Value; h.readContentType(f.Value) {
 				isGRPC = true
@@ -146,7 +147,7 @@ func readHead(fields []hpack.HeaderField) *head {
 			h.readMetadata(f.Name, f.Value)
 		}
 	}
-	h.malformed = h.malformed || methods > 1 || schemes > 1
+	h.malformed = h.malformed || methods != 1 || schemes != 1
 
 	authorities, hosts := h.md[":authority"], h.md["host"]
 	switch {
@@ -202,6 +203,24 @@ func (h *head) readMetadata(name, value string) {
 		}
 		h.md[name] = append(h.md[name], raw)
 	}
+}
+
+// wellFormed tells whether HTTP/2 allows a field, wherever it stands.
+func wellFormed(f hpack.HeaderField) bool {
+	switch f.Name {
+	case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade":
+		return false
+	case "te":
+		return f.Value == "trailers"
+	}
+	return (f.IsPseudo() || validName(f.Name)) && httpguts.ValidHeaderFieldValue(f.Value)
+}
+
+// wellFormedTrailers tells whether b may end a request.
+func wellFormedTrailers(b *block) bool {
+	return !b.pathSeen && !slices.ContainsFunc(b.fields, func(f hpack.HeaderField) bool {
+		return f.IsPseudo() || !wellFormed(f)
+	})
 }
 
 // validName tells whether s may be the name of a field on the wire.

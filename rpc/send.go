@@ -235,6 +235,7 @@ func (c *conn) refuse(id uint32, r *refusal, ended bool) {
 	if !ended {
 		c.out.resetStream(id, http2.ErrCodeNo)
 	}
+	c.gone.add(id, !ended)
 }
 
 // sent tells that the client was sent something that it asked for: it may ping

@@ -130,6 +130,7 @@ type Server struct {
 	// Immutable once Serve was called.
 	methods  map[string]*method // by path
 	services map[string]grpc.ServiceInfo
+	anything *method // set by tests: answers what is not gRPC too
 
 	running sync.WaitGroup // connections, and those that accept them
 
@@ -216,6 +217,9 @@ func (s *Server) serving() bool {
 func (s *Server) lookup(path string) (*method, *status.Status) {
 	if m := s.methods[path]; m != nil {
 		return m, nil
+	}
+	if s.anything != nil {
+		return s.anything, nil
 	}
 	name, found := strings.CutPrefix(path, "/")
 	slash := strings.LastIndexByte(name, '/')

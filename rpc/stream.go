@@ -29,6 +29,7 @@ type stream struct {
 	received      *buffer // messages that nobody has taken yet; nil: none
 	at            int     // received.b[at:] was not taken
 	receivedAll   bool    // the client has sent its last
+	receivedBytes int64   // by the client
 	receiveWindow int     // the client may send so much
 	granted       int     // by which that is more than usual, for the sake of one message
 	wanted        int     // and by which it should be, when there is room
@@ -57,6 +58,38 @@ func (s *stream) wake() {
 		s.waiting.toReceive.Broadcast()
 		s.waiting.toSend.Broadcast()
 	}
+}
+
+// lengthKept tells whether the client sends as much as its headers promised,
+// as far as can be known yet. c.mu is held.
+func (s *stream) lengthKept() bool {
+	promised := s.head.contentLength
+	return promised < 0 || s.receivedBytes == promised || s.receivedBytes < promised && !s.receivedAll
+}
+
+// gone are the streams that were closed last. What comes on a stream that the
+// client itself had ended is its mistake; on others it may have been under way.
+type gone struct {
+	ids  [128]uint32 // streams are odd: the lowest bit tells that the client had not ended it
+	next int
+}
+
+func (g *gone) add(id uint32, early bool) {
+	id &^= 1
+	if early {
+		id |= 1
+	}
+	g.ids[g.next%len(g.ids)] = id
+	g.next++
+}
+
+func (g *gone) find(id uint32) (early, known bool) {
+	for i, other := range g.ids {
+		if other|1 == id && i < g.next {
+			return other == id, true
+		}
+	}
+	return false, false
 }
 
 // unread is what was received and nobody has taken. c.mu is held.
