@@ -5,7 +5,6 @@ import (
 	"math"
 	"time"
 
-	"github.com/kvorum/kvorum/internal/mutant"
 	"github.com/kvorum/kvorum/state"
 )
 
@@ -92,7 +91,7 @@ func (c *clocks) forget(id state.LeaseID) {
 // does not while its end is being agreed on, nor while a leader to come would
 // read that less is left.
 func (c *clocks) renew(now time.Duration, k *clock) (holds bool) {
-	if k.ending && !mutant.On("renewed while it ends") {
+	if k.ending {
 		return false
 	}
 	k.ends, k.write = max(k.ends, later(now, k.ttl)), c.nextWrite(now, k)
@@ -100,7 +99,7 @@ func (c *clocks) renew(now time.Duration, k *clock) (holds bool) {
 		k.clearing = true
 		c.clear = append(c.clear, k.id)
 	}
-	return !k.written || mutant.On("renewed over what is written down")
+	return !k.written
 }
 
 // due is what has to be proposed.
