@@ -60,12 +60,12 @@ func begin(t *testing.T, o Options) *session {
 	return s
 }
 
-// freePort finds a port from which a whole cluster has room. It is below those
-// that the system gives away.
+// freePort finds a port from which a whole cluster has room: all of its ports
+// are below those that the system gives away.
 func freePort(t *testing.T, nodes int) int {
 	t.Helper()
 	for range 100 {
-		port := 2500 + rand.IntN(1500)
+		port := 1100 + rand.IntN(1000)
 		if all, err := addresses(port, nodes); err == nil && free(all) == nil {
 			return port
 		}
@@ -88,10 +88,16 @@ func (s *session) tell(line string) {
 func (s *session) hears(pattern string) []string {
 	s.t.Helper()
 	found := s.told.await(regexp.MustCompile(pattern))
-	if found == nil {
+	if found != nil {
+		return found
+	}
+	select {
+	case err := <-s.ended:
+		s.t.Fatalf("never heard %q: %v", pattern, err)
+	default:
 		s.t.Fatalf("never heard %q", pattern)
 	}
-	return found
+	return nil
 }
 
 // end waits for Run to return.
@@ -306,9 +312,10 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-// TestProcess types into the real program, and interrupts it.
+// TestProcess types into the real program, and interrupts it. It is not
+// parallel: a child that was just forked holds, for a moment, the ports on which
+// the others are trying whether they are free.
 func TestProcess(t *testing.T) {
-	t.Parallel()
 	told := newScreen()
 	cmd := exec.Command(process.Binary(t), "dev", "--nodes", "3", "--port", fmt.Sprint(freePort(t, 3)))
 	cmd.Stdout, cmd.Stderr = told, told
@@ -338,7 +345,6 @@ func TestProcess(t *testing.T) {
 // TestLostSettings: a setting without the dashes before it is not passed on, nor
 // passed over.
 func TestLostSettings(t *testing.T) {
-	t.Parallel()
 	out, err := exec.Command(process.Binary(t), "dev", "three").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "go behind --") {
 		t.Errorf("%v, %s", err, out)

@@ -99,7 +99,7 @@ func (e *enlisting) run(ctx context.Context) (identity, error) {
 		case time.Since(reached) > e.patience:
 			return identity{}, fmt.Errorf("join: no member can be reached: see that one runs at an address of --join, listens on more than localhost if it is on another machine, and speaks TLS if and only if this one does: %w", err)
 		}
-		reason := err.Error()
+		reason := strings.ReplaceAll(err.Error(), "\n", "; ")
 		if answer != nil {
 			reason = answer.text
 		}

@@ -1,11 +1,15 @@
 package node
 
 import (
+	"bytes"
+	"context"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/kvorum/kvorum/config"
 	"github.com/kvorum/kvorum/state"
 )
 
@@ -51,4 +55,38 @@ func TestJoiningNobodySaysWhatToLookAt(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "no member can be reached: see that one runs at an address of --join") {
 		t.Errorf("joining nobody: %v", err)
 	}
+}
+
+// TestToldToEndWhileItWaitsToJoin: that is an end like any other.
+func TestToldToEndWhileItWaitsToJoin(t *testing.T) {
+	s, _, err := config.Parse([]string{
+		"--name=c", "--data-dir=" + t.TempDir(), "--join=127.0.0.1:1", "--listen-peer-urls=http://127.0.0.1:0",
+		"--listen-client-urls=http://127.0.0.1:0", "--advertise-client-urls=http://127.0.0.1:0",
+	}, nil, "kvorum")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	waits := &awaited{text: "; ask http://127.0.0.1:1 as a client", then: cancel}
+	if err := Run(ctx, s, NewTerminalLogger(waits, slog.LevelInfo)); err != nil {
+		t.Errorf("ended with %v", err)
+	}
+	if ctx.Err() != context.Canceled {
+		t.Error("it never said what it waits for")
+	}
+}
+
+// awaited is a log in which one text has a consequence.
+type awaited struct {
+	text string
+	then func()
+	once sync.Once
+}
+
+func (a *awaited) Write(line []byte) (int, error) {
+	if bytes.Contains(line, []byte(a.text)) {
+		a.once.Do(a.then)
+	}
+	return len(line), nil
 }

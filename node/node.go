@@ -67,6 +67,10 @@ func Run(ctx context.Context, s *config.Server, log *slog.Logger) (err error) {
 	defer dir.Close()
 
 	m, err := openServer(ctx, s, dir, doors, metrics, log)
+	if err != nil && errors.Is(err, ctx.Err()) {
+		log.Info("stopping", "reason", context.Cause(ctx))
+		return nil
+	}
 	if err != nil {
 		return err
 	}
