@@ -1,7 +1,6 @@
 package rpc
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -23,8 +22,7 @@ import (
 )
 
 const (
-	readBytes     = 32 << 10 // taken from the socket at once
-	tableBytes    = 4096     // of the table that clients compress their headers with
+	tableBytes    = 4096 // of the table that clients compress their headers with
 	lingerTimeout = time.Second
 
 	// Calls at once, where there is no limit.
@@ -50,12 +48,11 @@ type conn struct {
 	born   time.Time
 
 	// Owned by the reader.
-	buffered *bufio.Reader
-	framer   *http2.Framer
-	decoder  *hpack.Decoder
-	block    block
-	head     *head  // of the last request
-	scratch  buffer // the answer that is made on the reader
+	in      *intake // nil: nothing to read
+	first   [waitBytes]byte
+	decoder *hpack.Decoder
+	block   block
+	head    *head // of the last request
 
 	lastRead atomic.Int64 // when the client was heard of, in ns since born
 	handling atomic.Int32 // unary calls on workers
@@ -101,10 +98,6 @@ func newConn(server *Server, nc net.Conn) *conn {
 	c.grantsLeft = o.GrantBytesMax
 	c.out.window, c.out.streamWindow, c.out.headerListMax = initialWindow, initialWindow, math.MaxUint32
 
-	c.buffered = bufio.NewReaderSize((*source)(c), readBytes)
-	c.framer = http2.NewFramer(nil, c.buffered)
-	c.framer.SetMaxReadFrameSize(frameBytesMax)
-	c.framer.SetReuseFrames()
 	c.decoder = hpack.NewDecoder(tableBytes, c.field)
 	c.decoder.SetMaxStringLength(int(o.HeaderBytesMax))
 	return c
@@ -114,6 +107,7 @@ func newConn(server *Server, nc net.Conn) *conn {
 // connection is left.
 func (c *conn) serve() {
 	defer c.end()
+	defer c.dropInput()
 	if c.handshake() != nil {
 		return // who never was a client is told nothing
 	}
@@ -150,7 +144,10 @@ func (c *conn) handshake() error {
 	c.mu.Unlock()
 
 	preface := make([]byte, len(http2.ClientPreface))
-	if _, err := io.ReadFull(c.buffered, preface); err != nil {
+	if err := c.awaitInput(); err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(c.in, preface); err != nil {
 		return err
 	}
 	if string(preface) != http2.ClientPreface {
@@ -176,13 +173,10 @@ func (c *conn) greet() {
 	}
 }
 
-// source is a connection as its reader reads it.
-type source conn
-
-// Read sees to it that no answer waits for the next request, and that a client
-// which does not read its answers sends no more.
-func (r *source) Read(p []byte) (int, error) {
-	c := (*conn)(r)
+// receive reads what the client has sent. It sees to it that no answer waits
+// for the next request, and that a client which does not read its answers sends
+// no more.
+func (c *conn) receive(p []byte) (int, error) {
 	c.flush()
 	c.mu.Lock()
 	for len(c.out.ready) > unreadMax && !c.out.failed {
@@ -197,11 +191,14 @@ func (r *source) Read(p []byte) (int, error) {
 // read takes in frame after frame, until one is the last.
 func (c *conn) read() error {
 	for {
-		header, err := c.framer.ReadFrameHeader()
+		if err := c.awaitInput(); err != nil {
+			return err
+		}
+		header, err := c.in.framer.ReadFrameHeader()
 		if err != nil {
 			return err
 		}
-		f, err := c.framer.ReadFrameForHeader(header)
+		f, err := c.in.framer.ReadFrameForHeader(header)
 		if err != nil {
 			// A broken frame with headers would leave the tables of headers
 			// different on both sides: only here the rest can go on.
@@ -296,6 +293,7 @@ func (c *conn) takeFragment(b []byte, last bool) error {
 	if !last {
 		return nil
 	}
+	c.block.open = false
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.takeHeaders(&c.block)
@@ -518,10 +516,10 @@ func (c *conn) takeUnary(s *stream, data []byte) {
 	}
 	if now := s.method.fast.Now; now != nil && data[0] == 0 && s.head.codec == nil && s.head.compressor == nil {
 		c.mu.Unlock()
-		answer, ok, err := now(s, data[prefixBytes:], append(c.scratch.b[:0], make([]byte, prefixBytes)...))
+		answer, ok, err := now(s, data[prefixBytes:], append(c.in.scratch.b[:0], make([]byte, prefixBytes)...))
 		if ok && err == nil {
-			c.scratch.b = answer
-			err = s.seal(&c.scratch)
+			c.in.scratch.b = answer
+			err = s.seal(&c.in.scratch)
 		}
 		c.mu.Lock()
 		if ok {
@@ -529,8 +527,8 @@ func (c *conn) takeUnary(s *stream, data []byte) {
 				answer = nil
 			}
 			c.answer(s, answer, nil, err)
-			if cap(c.scratch.b) > bufferMax {
-				c.scratch.b = nil
+			if cap(c.in.scratch.b) > bufferMax {
+				c.in.scratch.b = nil
 			}
 			return
 		}

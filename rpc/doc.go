@@ -6,6 +6,7 @@
 //
 //	server.go  methods, listeners, the end
 //	conn.go    one connection: its reader and what it makes of each frame
+//	intake.go  what frames are read with, lent to who has something to read
 //	headers.go what a request's headers say; encoder.go: those of the answer
 //	stream.go  one call; context.go: as a context; server_stream.go: as handlers see it
 //	message.go what is sent and received: compressed, encoded, limited

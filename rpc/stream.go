@@ -70,7 +70,7 @@ func (s *stream) lengthKept() bool {
 // gone are the streams that were closed last. What comes on a stream that the
 // client itself had ended is its mistake; on others it may have been under way.
 type gone struct {
-	ids  [128]uint32 // streams are odd: the lowest bit tells that the client had not ended it
+	ids  [64]uint32 // streams are odd: the lowest bit tells that the client had not ended it
 	next int
 }
 
