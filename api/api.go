@@ -193,6 +193,13 @@ func (a *API) RegisterFast(s interface{ Fast(path string, f rpc.Fast) }) {
 				return answer, true, err
 			}
 		}
+		if m.After != nil {
+			fast.Together = &rpc.Together{
+				Joins:  m.Joins,
+				Wait:   a.backend.Barrier, // which has a limit of its own
+				Handle: a.calls.FastFrom(m.Service, m.Name, m.Decode, m.After),
+			}
+		}
 		s.Fast("/"+m.Service+"/"+m.Name, fast)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
@@ -35,6 +36,9 @@ func (s direct) Fast(path string, f rpc.Fast) {
 			if out, ok, err := f.Now(ctx, in, nil); ok {
 				return out, err
 			}
+		}
+		if t := f.Together; t != nil && t.Joins(in) {
+			return t.Handle(ctx, in, nil, time.Now(), t.Wait(ctx))
 		}
 		return f.Handle(ctx, in, nil)
 	}

@@ -52,7 +52,8 @@ type conn struct {
 	first   [waitBytes]byte
 	decoder *hpack.Decoder
 	block   block
-	head    *head // of the last request
+	head    *head      // of the last request
+	joined  *gathering // it has calls of this connection that do not wait yet
 
 	lastRead atomic.Int64 // when the client was heard of, in ns since born
 	handling atomic.Int32 // unary calls on workers
@@ -177,6 +178,10 @@ func (c *conn) greet() {
 // for the next request, and that a client which does not read its answers sends
 // no more.
 func (c *conn) receive(p []byte) (int, error) {
+	if c.joined != nil {
+		c.joined.begin()
+		c.joined = nil
+	}
 	c.flush()
 	c.mu.Lock()
 	for len(c.out.ready) > unreadMax && !c.out.failed {
@@ -514,7 +519,8 @@ func (c *conn) takeUnary(s *stream, data []byte) {
 	if !s.complete(data) {
 		return
 	}
-	if now := s.method.fast.Now; now != nil && data[0] == 0 && s.head.codec == nil && s.head.compressor == nil {
+	plain := data[0] == 0 && s.head.codec == nil && s.head.compressor == nil
+	if now := s.method.fast.Now; now != nil && plain {
 		c.mu.Unlock()
 		answer, ok, err := now(s, data[prefixBytes:], append(c.in.scratch.b[:0], make([]byte, prefixBytes)...))
 		if ok && err == nil {
@@ -533,8 +539,17 @@ func (c *conn) takeUnary(s *stream, data []byte) {
 			return
 		}
 	}
+	together := s.method.together
+	joins := together != nil && plain && together.Joins(data[prefixBytes:])
 	if s.received == nil {
 		s.keep(data)
+	}
+	if joins {
+		if c.joined != nil && c.joined != together {
+			c.joined.begin()
+		}
+		together.join(s)
+		return
 	}
 	c.handle(s)
 }
@@ -830,5 +845,8 @@ func (c *conn) end() {
 	c.room.Broadcast()
 	c.mu.Unlock()
 	c.nc.Close()
+	if c.joined != nil {
+		c.joined.begin()
+	}
 	c.running.Wait()
 }

@@ -103,6 +103,8 @@ func or[T comparable](v *T, other T) {
 // the request's message, which is theirs until they return, and append the
 // answer's message to out. Interceptors do not see such calls.
 type Fast struct {
+	Together *Together // asked after Now; default: calls wait alone
+
 	// Now runs on the goroutine that reads the connection, and must not wait.
 	// When it returns false, Handle is asked. It may be nil.
 	Now func(ctx context.Context, in, out []byte) (answer []byte, ok bool, err error)
@@ -119,13 +121,17 @@ type method struct {
 	stream *grpc.StreamDesc
 	info   *grpc.StreamServerInfo
 	fast   Fast
+
+	together *gathering // nil: calls wait alone
 }
 
 // Server serves the services that were registered with it.
 type Server struct {
 	// Immutable after New.
-	options Options
-	workers *workers
+	options  Options
+	workers  *workers
+	stopping context.Context // ends when nobody is waited for any more
+	stopNow  context.CancelFunc
 
 	// Immutable once Serve was called.
 	methods  map[string]*method // by path
@@ -154,6 +160,7 @@ func New(o Options) *Server {
 		methods:  map[string]*method{},
 		services: map[string]grpc.ServiceInfo{},
 	}
+	s.stopping, s.stopNow = context.WithCancel(context.Background())
 	s.mu.listeners = map[net.Listener]struct{}{}
 	s.mu.conns = map[*conn]struct{}{}
 	return s
@@ -196,6 +203,9 @@ func (s *Server) Fast(path string, f Fast) {
 	m := s.methods[path]
 	must(m != nil && m.unary != nil, "%s is a registered unary method", path)
 	m.fast = f
+	if f.Together != nil {
+		m.together = &gathering{Together: *f.Together, server: s}
+	}
 }
 
 // GetServiceInfo tells what is registered. Reflection asks for it.
@@ -296,7 +306,10 @@ func (s *Server) remove(c *conn) {
 func (s *Server) GracefulStop() { s.stop(func(c *conn) { c.leave("graceful_stop") }) }
 
 // Stop ends all connections and calls, and returns when all handlers have.
-func (s *Server) Stop() { s.stop(func(c *conn) { c.abort() }) }
+func (s *Server) Stop() {
+	s.stopNow()
+	s.stop(func(c *conn) { c.abort() })
+}
 
 func (s *Server) stop(end func(*conn)) {
 	s.mu.Lock()
@@ -310,6 +323,7 @@ func (s *Server) stop(end func(*conn)) {
 	s.mu.Unlock()
 	s.running.Wait()
 	s.workers.close()
+	s.stopNow()
 }
 
 // must keeps a promise of the program to itself, or of its author.

@@ -171,32 +171,47 @@ func (c *Calls) stream(m *method, inner grpc.StreamHandler) grpc.StreamHandler {
 // Fast is a unary method from bytes to bytes: it appends the answer to out.
 type Fast func(ctx context.Context, in, out []byte) ([]byte, error)
 
-// Fast returns the method at path with the same around it as Wrap puts there,
-// but that the method has to Enter by itself, since only it can decode the
-// request. For the log, decode does that too.
+// Fast returns the method with the same around it as Wrap puts there, but that
+// the method has to Enter by itself, since only it can decode the request. For
+// the log, decode does that too.
 func (c *Calls) Fast(service, name string, decode func(in []byte) proto.Message, handle Fast) Fast {
 	m := c.newMethod(service, name, "unary")
 	return func(ctx context.Context, in, out []byte) ([]byte, error) {
-		start, before := time.Now(), len(out)
-		m.started.Inc()
-		m.received.Inc()
-
-		err := c.clients.count(ctx, false)
-		if err == nil {
-			out, err = handle(ctx, in, out)
-		}
-		err = statusOf(err)
-
-		took := time.Since(start)
-		c.finish(m, took, err)
-		if err == nil {
-			m.sent.Inc()
-		}
-		if c.slow > 0 && took > c.slow {
-			c.report(ctx, m, start, took, decode(in), sized(len(out)-before))
-		}
-		return out, err
+		return c.fast(m, time.Now(), ctx, in, out, decode, handle)
 	}
+}
+
+// FastFrom is Fast for calls that have come earlier, given what they have
+// waited for together.
+func (c *Calls) FastFrom(service, name string, decode func(in []byte) proto.Message, handle func(ctx context.Context, in, out []byte, waited error) ([]byte, error)) func(ctx context.Context, in, out []byte, came time.Time, waited error) ([]byte, error) {
+	m := c.newMethod(service, name, "unary")
+	return func(ctx context.Context, in, out []byte, came time.Time, waited error) ([]byte, error) {
+		return c.fast(m, came, ctx, in, out, decode, func(ctx context.Context, in, out []byte) ([]byte, error) {
+			return handle(ctx, in, out, waited)
+		})
+	}
+}
+
+func (c *Calls) fast(m *method, start time.Time, ctx context.Context, in, out []byte, decode func(in []byte) proto.Message, handle Fast) ([]byte, error) {
+	before := len(out)
+	m.started.Inc()
+	m.received.Inc()
+
+	err := c.clients.count(ctx, false)
+	if err == nil {
+		out, err = handle(ctx, in, out)
+	}
+	err = statusOf(err)
+
+	took := time.Since(start)
+	c.finish(m, took, err)
+	if err == nil {
+		m.sent.Inc()
+	}
+	if c.slow > 0 && took > c.slow {
+		c.report(ctx, m, start, took, decode(in), sized(len(out)-before))
+	}
+	return out, err
 }
 
 // sized stands for an encoded message of so many bytes.

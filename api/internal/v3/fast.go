@@ -26,6 +26,11 @@ type FastMethod struct {
 	// Now tells whether a request is answered without waiting for anybody; nil
 	// if none is.
 	Now func(in []byte) bool
+
+	// After, if there is one, handles the requests that Joins picks, which have
+	// waited for Barrier together.
+	Joins func(in []byte) bool
+	After func(ctx context.Context, in, out []byte, waited error) ([]byte, error)
 }
 
 // Fast returns the methods that have a fast way.
@@ -33,10 +38,10 @@ func Fast(o Options, g *gate.Gate, b Backend) []FastMethod {
 	s := kv{server: &server{options: o, gate: g, backend: b}}
 	service := pb.KV_ServiceDesc.ServiceName
 	return []FastMethod{
-		{service, "Range", decoded[pb.RangeRequest], s.fastRange, local},
-		{service, "Put", decoded[pb.PutRequest], s.fastPut, nil},
-		{service, "DeleteRange", decoded[pb.DeleteRangeRequest], s.fastDelete, nil},
-		{service, "Txn", decoded[pb.TxnRequest], s.fastTxn, nil},
+		{Service: service, Name: "Range", Decode: decoded[pb.RangeRequest], Handle: s.fastRange, Now: local, Joins: linear, After: s.rangeAfter},
+		{Service: service, Name: "Put", Decode: decoded[pb.PutRequest], Handle: s.fastPut},
+		{Service: service, Name: "DeleteRange", Decode: decoded[pb.DeleteRangeRequest], Handle: s.fastDelete},
+		{Service: service, Name: "Txn", Decode: decoded[pb.TxnRequest], Handle: s.fastTxn},
 	}
 }
 
@@ -62,16 +67,42 @@ var (
 	putRequests   = sync.Pool{New: func() any { return new(pb.PutRequest) }}
 )
 
-// local tells whether in asks for one key as this member knows it.
-func local(in []byte) bool {
+// asks tells whether in is a request for a range, and such a one.
+func asks(in []byte, such func(*pb.RangeRequest) bool) bool {
 	r := rangeRequests.Get().(*pb.RangeRequest)
-	ok := wire.Range(in, r) && r.Serializable && len(r.RangeEnd) == 0
+	ok := wire.Range(in, r) && such(r)
 	r.Reset()
 	rangeRequests.Put(r)
 	return ok
 }
 
+// local tells whether in asks for one key as this member knows it.
+func local(in []byte) bool {
+	return asks(in, func(r *pb.RangeRequest) bool { return r.Serializable && len(r.RangeEnd) == 0 })
+}
+
+// linear tells whether in asks for one key as the cluster knows it. Larger
+// ranges would hold up those who have waited with them.
+func linear(in []byte) bool {
+	return asks(in, func(r *pb.RangeRequest) bool { return !r.Serializable && len(r.RangeEnd) == 0 })
+}
+
 func (s kv) fastRange(ctx context.Context, in, out []byte) ([]byte, error) {
+	return s.rangeFrom(ctx, in, out, func(linear bool) (*state.View, error) { return s.gate.View(ctx, linear) })
+}
+
+// rangeAfter answers a range that has waited for all that was committed before
+// it came.
+func (s kv) rangeAfter(ctx context.Context, in, out []byte, waited error) ([]byte, error) {
+	return s.rangeFrom(ctx, in, out, func(bool) (*state.View, error) {
+		if waited != nil && ctx.Err() != nil {
+			waited = ctx.Err() // as View says it
+		}
+		return s.backend.View(), waited
+	})
+}
+
+func (s kv) rangeFrom(ctx context.Context, in, out []byte, view func(linear bool) (*state.View, error)) ([]byte, error) {
 	r := rangeRequests.Get().(*pb.RangeRequest)
 	defer func() {
 		r.Reset()
@@ -83,7 +114,7 @@ func (s kv) fastRange(ctx context.Context, in, out []byte) ([]byte, error) {
 	if err := s.gate.Enter(ctx, r.Serializable); err != nil {
 		return out, err
 	}
-	a, err := s.answer(ctx, r)
+	a, err := s.answer(r, view)
 	if err != nil {
 		return out, err
 	}
