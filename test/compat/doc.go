@@ -7,7 +7,9 @@
 // they do beyond that is asked for by variables:
 //
 //	KVORUM_COMPAT=1               also run etcdctl 3.7, built from the module in
-//	                              test/bench/etcd, and 3.4 from Debian's etcd-client
+//	                              test/bench/etcd, and 3.4 from Debian's etcd-client,
+//	                              and the gRPC clients of Node.js (from npm) and
+//	                              Python (Debian's python3-grpcio)
 //	KVORUM_COMPAT_ETCDCTL=path    an etcdctl 3.7 that is built already
 //	KVORUM_COMPAT_ETCD=path       test this server instead: a real etcd
 //

@@ -37,6 +37,10 @@ const readyTime = 30 * time.Second
 // Options describe a server of a single member; the zero value will do.
 type Options struct {
 	Flags []string // added to the command line, as --name=value
+
+	// Files of a certificate for 127.0.0.1. With them the server speaks TLS
+	// too, on the same port.
+	Cert, Key string
 }
 
 // Server is a running process, with its data in a directory of the test's.
@@ -69,6 +73,10 @@ func Start(t testing.TB, o Options) *Server {
 		binary:  Binary(t),
 		flags:   o.Flags,
 		log:     &logBuffer{},
+	}
+	if o.Cert != "" {
+		s.flags = append(slices.Clone(s.flags), "--cert-file="+o.Cert, "--key-file="+o.Key,
+			"--listen-client-urls="+s.ClientURL()+",https://"+s.ClientAddr)
 	}
 	s.Run(t)
 	t.Cleanup(func() {
