@@ -10,7 +10,7 @@ RUNS     ?= 2000
 
 build: ## the binary, and its other names
 	$(GO) build -trimpath -o bin/kvorum ./cmd/kvorum
-	ln -sf kvorum bin/etcd && ln -sf kvorum bin/etcdctl && ln -sf kvorum bin/etcdutl
+	ln -sf kvorum bin/etcd && ln -sf kvorum bin/etcdctl
 
 check: bin/staticcheck ## what every commit must pass: format, vet, staticcheck, walls
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "gofmt -w these:" $$unformatted; exit 1; }

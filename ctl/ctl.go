@@ -145,7 +145,7 @@ func family(cmd *cobra.Command, subs ...*cobra.Command) *cobra.Command {
 	return cmd
 }
 
-func unknownCommand(cmd *cobra.Command, name string) error {
+func unknownCommand(cmd *cobra.Command, name string) *failure {
 	// Cobra sets this only where it reports the unknown command itself.
 	if cmd.SuggestionsMinimumDistance == 0 {
 		cmd.SuggestionsMinimumDistance = 2

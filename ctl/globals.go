@@ -280,6 +280,12 @@ func hideGlobals(root *cobra.Command) {
 	fs.VisitAll(func(f *pflag.Flag) { f.Hidden = true })
 	help := root.HelpFunc()
 	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
+		// The help of a command that does not exist is not that of its parent.
+		if names := cmd.Flags().Args(); root.Name() != Etcdctl && cmd.HasSubCommands() && len(names) > 0 {
+			f := unknownCommand(cmd, names[0])
+			fmt.Fprintf(cmd.ErrOrStderr(), "Error: %v\n%s\n", f, f.hint)
+			return
+		}
 		help(cmd, args)
 		if cmd.InheritedFlags().Lookup("endpoints") != nil || cmd == root {
 			fmt.Fprintf(cmd.OutOrStdout(), "\nUse \"%s options\" for the flags that every client command has.\n", root.Name())

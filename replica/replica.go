@@ -14,7 +14,7 @@
 //	I4: a result is given only for a command that is in the log of a quorum,
 //	    synced, and applied here. With one member that is this member.
 //	I5: the log is cut only below what the machine holds durably.
-//	I16: an error that says a command was not executed is true. Where nobody can
+//	I11: an error that says a command was not executed is true. Where nobody can
 //	    know, the error says that time ran out.
 //
 // Beside these stand the promises of Core, Applier and package raftlog.
