@@ -337,8 +337,6 @@ func (c *counted) Write(p []byte) (int, error) {
 	return n, err
 }
 
-func (c *counted) beneath() net.Conn { return c.Conn }
-
 // replay is a connection whose first bytes were read already.
 type replay struct {
 	net.Conn

@@ -77,25 +77,6 @@ func TestPlainAndSecureOnOnePort(t *testing.T) {
 	plain.Close()
 }
 
-// Whoever writes much does so to the socket itself.
-func TestBeneathEverythingIsTheSocket(t *testing.T) {
-	l, err := Listen(t.Context(), parseURLs(t, "http://127.0.0.1:0"), Options{})
-	must(t, err)
-	defer l.Close()
-	caller, err := net.Dial("tcp", l.Addrs()[0].String())
-	must(t, err)
-	defer caller.Close()
-	c, err := l.Accept()
-	must(t, err)
-	defer c.Close()
-	if _, ok := Beneath(c).(*net.TCPConn); !ok {
-		t.Errorf("beneath %T is %T", c, Beneath(c))
-	}
-	if _, ok := Beneath(&conn{Conn: &replay{Conn: c}}).(*net.TCPConn); !ok {
-		t.Errorf("beneath a sorted connection is %T", Beneath(&conn{Conn: &replay{Conn: c}}))
-	}
-}
-
 func TestUnixAddresses(t *testing.T) {
 	t.Chdir(t.TempDir())
 	c := serverCredentials(t)

@@ -64,16 +64,18 @@ func TestClientsCannotTell(t *testing.T) {
 		var got []int
 		for _, n := range sizes {
 			if stream.Send(&grpc_testing.StreamingOutputCallRequest{Payload: payload(n)}) != nil {
-				break
+				break // why is told to who receives
 			}
-			m, err := stream.Recv()
-			if err != nil {
-				return fmt.Sprint(got, told(nil, nil, stream.Trailer(), err))
+			var m *grpc_testing.StreamingOutputCallResponse
+			if m, err = stream.Recv(); err != nil {
+				break
 			}
 			got = append(got, len(m.Payload.Body))
 		}
-		stream.CloseSend()
-		_, err = stream.Recv()
+		if err == nil {
+			stream.CloseSend()
+			_, err = stream.Recv()
+		}
 		if err == io.EOF {
 			err = nil
 		}
