@@ -22,6 +22,7 @@ import (
 
 	"github.com/kvorum/kvorum/api"
 	"github.com/kvorum/kvorum/config"
+	"github.com/kvorum/kvorum/fault"
 	"github.com/kvorum/kvorum/listen"
 	"github.com/kvorum/kvorum/metric"
 	"github.com/kvorum/kvorum/peer"
@@ -511,6 +512,9 @@ func publish(ctx context.Context, s *config.Server, m *member, log *slog.Logger)
 			out, err = m.Propose(attempt, command)
 		}
 		cancel()
+		if err == nil && out.Refusal == fault.MemberNotFound {
+			return nil // it was removed while it was away, and is about to hear of that
+		}
 		if err == nil && out.Refusal != nil {
 			return fmt.Errorf("publish this member: %w", out.Refusal)
 		}

@@ -139,6 +139,20 @@ func (s site) start(t testing.TB, more ...string) *process {
 	return start(t, append([]string{kvorum}, s.flags(more...)...)...)
 }
 
+// pause stops the process, and returns when it stands still.
+func (p *process) pause(t testing.TB) {
+	t.Helper()
+	if err := p.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	var status syscall.WaitStatus
+	for !status.Stopped() {
+		if _, err := syscall.Wait4(p.Process.Pid, &status, syscall.WUNTRACED, nil); err != nil {
+			t.Fatalf("wait for a process to stop: %v", err)
+		}
+	}
+}
+
 // code waits for the end and returns the exit code, -1 for a signal.
 func (p *process) code(t testing.TB) int {
 	t.Helper()
