@@ -16,6 +16,8 @@ import (
 	"testing"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/kvorum/kvorum/test/port"
 )
 
 // lived makes a site where a server has lived: it was killed with acknowledged
@@ -212,7 +214,7 @@ func TestFaultsAtStart(t *testing.T) {
 			name: "the directory is in use",
 			spoil: func(t *testing.T, s site) {
 				other := s
-				other.addr, other.peer = freeAddr(t), freeAddr(t)
+				other.addr, other.peer = port.Free(t), port.Free(t)
 				p := other.start(t)
 				p.ready(t, other.client(t))
 				p.pause(t) // what it writes would be taken for changes

@@ -7,7 +7,6 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +21,8 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+
+	"github.com/kvorum/kvorum/test/port"
 )
 
 // patience is for what should take no time, on a machine that has other work.
@@ -81,17 +82,7 @@ type site struct {
 
 func newSite(t testing.TB) site {
 	t.Helper()
-	return site{dir: filepath.Join(t.TempDir(), "data"), addr: freeAddr(t), peer: freeAddr(t)}
-}
-
-func freeAddr(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	return site{dir: filepath.Join(t.TempDir(), "data"), addr: port.Free(t), peer: port.Free(t)}
 }
 
 func (s site) url() string { return "http://" + s.addr }

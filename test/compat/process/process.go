@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +21,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/kvorum/kvorum/test/port"
 )
 
 // Env names the variable that holds the path of the server binary to test
@@ -67,7 +68,7 @@ func (s *Server) PeerURL() string { return "http://" + s.PeerAddr }
 func Start(t testing.TB, o Options) *Server {
 	t.Helper()
 	s := &Server{
-		ClientAddr: freeAddr(t), PeerAddr: freeAddr(t),
+		ClientAddr: port.Free(t), PeerAddr: port.Free(t),
 		Name: "m1", Token: "compat",
 		DataDir: filepath.Join(t.TempDir(), "data"),
 		binary:  Binary(t),
@@ -260,16 +261,6 @@ func moduleRoot() (string, error) {
 		return "", fmt.Errorf("go env GOMOD: %w", err)
 	}
 	return filepath.Dir(strings.TrimSpace(string(out))), nil
-}
-
-func freeAddr(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // logBuffer keeps the end of what a process says.
