@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"strings"
 	"time"
 
@@ -163,6 +164,7 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 	m.hub = watch.New(watch.Options{
 		View:             machine.View,
 		ProgressInterval: o.WatchProgress,
+		Rest:             restOfReaders / float64(runtime.GOMAXPROCS(0)),
 		Metrics: watch.Metrics{
 			Events:   o.Metrics.Events,
 			Pending:  o.Metrics.PendingEvents,
@@ -249,6 +251,10 @@ func forced(alone bool) func(replica.MemberChange) []byte {
 		return encoded
 	}
 }
+
+// restOfReaders is how long a watcher that reads old history rests for each
+// moment it was busy, times the processors: with two, it takes a quarter of one.
+const restOfReaders = 6
 
 // damaged says what to do about a table that cannot be read.
 func damaged(dir string, err error) error {

@@ -1,8 +1,10 @@
 package watch
 
 import (
+	"context"
 	"errors"
 	"math"
+	"time"
 
 	"github.com/kvorum/kvorum/fault"
 	"github.com/kvorum/kvorum/internal/mutant"
@@ -19,8 +21,9 @@ type reading struct {
 
 // catchUp reads a piece of history for cursors that are behind, one piece for
 // as many of them as can share it, and makes it ready to be told.
-func (s *Stream) catchUp() error {
+func (s *Stream) catchUp(ctx context.Context) error {
 	if len(s.behind) == 0 {
+		s.piece = time.Time{}
 		return nil
 	}
 	h := s.hub
@@ -56,6 +59,9 @@ func (s *Stream) catchUp() error {
 		if len(r.group) == 0 {
 			return nil
 		}
+		if err := s.rest(ctx); err != nil {
+			return err
+		}
 		s.listen(r.group)
 		to, all, err = s.readTable(view, from)
 	}
@@ -70,6 +76,27 @@ func (s *Stream) catchUp() error {
 		return err
 	}
 	s.advance(to, all)
+	return nil
+}
+
+// restMax is how long a stream rests at most: it should not notice.
+const restMax = 20 * time.Millisecond
+
+// rest leaves the processors to others for a while, in proportion to what the
+// last piece from the table took: who is a million events behind would have one
+// of them to itself, and writers would feel it.
+func (s *Stream) rest(ctx context.Context) error {
+	if s.hub.options.Rest > 0 && !s.piece.IsZero() {
+		took := float64(time.Since(s.piece))
+		timer := time.NewTimer(min(restMax, time.Duration(s.hub.options.Rest*took)))
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	s.piece = time.Now()
 	return nil
 }
 

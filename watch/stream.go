@@ -77,7 +77,7 @@ type limits struct {
 var usual = limits{
 	queueEvents: 4096, queueBytes: 1 << 20, unread: 128,
 	messageBytes: 1 << 20,
-	pieceBytes:   1 << 20, pieceRevisions: 10_000,
+	pieceBytes:   256 << 10, pieceRevisions: 10_000,
 }
 
 // keptBytes is how large slices may be that are kept for the next time: most
@@ -176,6 +176,7 @@ type Stream struct {
 	due     time.Time // when the timer fires
 	every   time.Duration
 	reading reading
+	piece   time.Time // at which the last piece of the table was begun; zero: none is being told
 }
 
 // lost says since when events of a sub were dropped.
@@ -447,7 +448,7 @@ func (s *Stream) Next(ctx context.Context) (Message, error) {
 		if m, ok := s.report(); ok {
 			return m, nil
 		}
-		if err := s.catchUp(); err != nil {
+		if err := s.catchUp(ctx); err != nil {
 			return Message{}, err
 		}
 		if len(s.ready) > 0 {

@@ -133,6 +133,39 @@ func TestAStartIsAFloorForEver(t *testing.T) {
 	}
 }
 
+// Who reads old history leaves time to others between two pieces, and hears of
+// the end of its context meanwhile.
+func TestReadersOfOldHistoryRest(t *testing.T) {
+	s := newStore(t, Options{Rest: 1e9})
+	s.hub.limits.pieceRevisions = 2
+	for range 10 {
+		s.apply(put("k", "v"))
+	}
+	stream := s.hub.Open()
+	defer stream.Close()
+	want(t, stream.Watch(t.Context(), everything(2)))
+	began := time.Now()
+	for told := 0; told < 10; {
+		m, err := stream.Next(t.Context())
+		want(t, err)
+		told += len(m.Events)
+	}
+	if took := time.Since(began); took < 4*restMax {
+		t.Errorf("five pieces took %v", took)
+	}
+
+	late := s.hub.Open()
+	defer late.Close()
+	want(t, late.Watch(t.Context(), everything(2)))
+	ended, end := context.WithCancel(t.Context())
+	end()
+	for {
+		if _, err := late.Next(ended); err != nil {
+			break // it would have to wait
+		}
+	}
+}
+
 // Progress is not told before what it would cover.
 func TestProgressWaitsForThoseBehind(t *testing.T) {
 	s := newStore(t, Options{})
