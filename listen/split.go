@@ -2,10 +2,14 @@ package listen
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/net/http2"
 )
 
 // Splitter parts the callers of one listener: those whose first request is
@@ -21,7 +25,9 @@ type Splitter struct {
 	http    *side
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
+	shut    func() error // closes the listener beneath
 
+	sides   atomic.Int32 // that are open
 	running sync.WaitGroup
 }
 
@@ -29,8 +35,11 @@ type Splitter struct {
 // finish each frame that it has begun.
 const sniffTimeout = 10 * time.Second
 
-// Split takes over l. Closing either side closes that side alone; Close closes
-// all.
+// lingerTimeout is how long a caller who is turned away has to read why.
+const lingerTimeout = 250 * time.Millisecond
+
+// Split takes over l. Closing either side closes that side alone; once both are
+// closed, so is l. Close closes all, and waits.
 func Split(l net.Listener) *Splitter {
 	s := &Splitter{from: l, timeout: sniffTimeout}
 	s.start()
@@ -47,7 +56,12 @@ func SplitMembers(l net.Listener, first byte) *Splitter {
 
 func (s *Splitter) start() {
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.shut = sync.OnceValue(func() error {
+		s.cancel()
+		return s.from.Close()
+	})
 	s.apart, s.http = newSide(s), newSide(s)
+	s.sides.Store(2) // apart and http
 	s.running.Go(s.accept)
 }
 
@@ -64,8 +78,7 @@ func (s *Splitter) HTTP() net.Listener { return s.http }
 // Close closes the listener beneath and all callers that nobody has accepted,
 // and waits for them to be gone. Accepted ones are not touched.
 func (s *Splitter) Close() error {
-	s.cancel()
-	err := s.from.Close()
+	err := s.shut()
 	s.running.Wait()
 	return err
 }
@@ -83,14 +96,22 @@ func (s *Splitter) accept() {
 
 // sort finds out what c speaks and hands it to that side.
 func (s *Splitter) sort(c net.Conn) {
-	// Wakes a read that would wait for a silent caller.
-	stop := context.AfterFunc(s.ctx, func() { c.Close() })
+	woken := make(chan struct{})
+	stop := context.AfterFunc(s.ctx, func() {
+		c.SetDeadline(time.Unix(1, 0)) // who waits for a silent caller
+		close(woken)
+	})
 	sniff := s.sniff
 	if s.first != 0 {
 		sniff = s.sniffFirst
 	}
 	sorted, p, err := sniff(c)
-	if !stop() || err != nil || c.SetDeadline(time.Time{}) != nil {
+	if !stop() {
+		<-woken
+		sorted.turnAway()
+		return
+	}
+	if err != nil || c.SetDeadline(time.Time{}) != nil {
 		c.Close()
 		return
 	}
@@ -101,7 +122,7 @@ func (s *Splitter) sort(c net.Conn) {
 	}
 }
 
-func (s *Splitter) sniff(c net.Conn) (net.Conn, protocol, error) {
+func (s *Splitter) sniff(c net.Conn) (*conn, protocol, error) {
 	var sn sniffer
 	deadline := time.Now().Add(s.timeout)
 	b := make([]byte, 1024)
@@ -112,21 +133,21 @@ func (s *Splitter) sniff(c net.Conn) (net.Conn, protocol, error) {
 		} else if deadline.IsZero() {
 			deadline = time.Now().Add(s.timeout)
 		}
-		if err := c.SetReadDeadline(deadline); err != nil {
-			return nil, unknown, err
+		if err := s.limit(c.SetReadDeadline, deadline); err != nil {
+			return sn.conn(c), unknown, err
 		}
 		n, err := c.Read(b)
 		if err != nil {
-			return nil, unknown, err
+			return sn.conn(c), unknown, err
 		}
 		sn.feed(b[:n])
 		p, answer := sn.next()
 		if len(answer) > 0 {
-			if err := c.SetWriteDeadline(time.Now().Add(s.timeout)); err != nil {
-				return nil, unknown, err
+			if err := s.limit(c.SetWriteDeadline, time.Now().Add(s.timeout)); err != nil {
+				return sn.conn(c), unknown, err
 			}
 			if _, err := c.Write(answer); err != nil {
-				return nil, unknown, err
+				return sn.conn(c), unknown, err
 			}
 		}
 		if p != unknown {
@@ -135,14 +156,22 @@ func (s *Splitter) sniff(c net.Conn) (net.Conn, protocol, error) {
 	}
 }
 
+// limit sets a deadline, but not over that which a Splitter's end has set.
+func (s *Splitter) limit(set func(time.Time) error, deadline time.Time) error {
+	if err := set(deadline); err != nil {
+		return err
+	}
+	return s.ctx.Err()
+}
+
 // sniffFirst tells members by their first byte.
-func (s *Splitter) sniffFirst(c net.Conn) (net.Conn, protocol, error) {
-	if err := c.SetReadDeadline(time.Now().Add(s.timeout)); err != nil {
-		return nil, unknown, err
+func (s *Splitter) sniffFirst(c net.Conn) (*conn, protocol, error) {
+	if err := s.limit(c.SetReadDeadline, time.Now().Add(s.timeout)); err != nil {
+		return &conn{Conn: c}, unknown, err
 	}
 	b := make([]byte, 1)
 	if _, err := c.Read(b); err != nil {
-		return nil, unknown, err
+		return &conn{Conn: c}, unknown, err
 	}
 	p := httpProtocol
 	if b[0] == s.first {
@@ -152,8 +181,8 @@ func (s *Splitter) sniffFirst(c net.Conn) (net.Conn, protocol, error) {
 }
 
 // conn returns c as if nothing had been read from it.
-func (s *sniffer) conn(c net.Conn) net.Conn {
-	sorted := &conn{Conn: c, head: s.kept}
+func (s *sniffer) conn(c net.Conn) *conn {
+	sorted := &conn{Conn: c, head: s.kept, greeted: s.toldSettings}
 	if s.toldSettings && !s.ackSeen {
 		// The acknowledgement may stand behind the request in what was read.
 		sorted.filter = &ackFilter{skip: s.at}
@@ -168,6 +197,7 @@ func (s *sniffer) conn(c net.Conn) net.Conn {
 // takes it for clear text.
 type conn struct {
 	net.Conn
+	greeted bool // an HTTP/2 caller was told settings
 
 	// Owned by the one who reads.
 	head   []byte     // read while sorting
@@ -196,6 +226,20 @@ func (c *conn) Read(p []byte) (int, error) {
 
 func (c *conn) beneath() net.Conn { return c.Conn }
 
+// turnAway closes a caller whom nobody serves. One that was greeted takes itself
+// for connected, and may have asked for something meanwhile. That nothing was
+// made of it the caller must be told, or it cannot know that it may ask another
+// server.
+func (c *conn) turnAway() {
+	defer c.Close()
+	if !c.greeted || c.SetDeadline(time.Now().Add(lingerTimeout)) != nil {
+		return
+	}
+	if err := http2.NewFramer(c.Conn, nil).WriteGoAway(0, http2.ErrCodeNo, nil); err == nil {
+		io.Copy(io.Discard, c.Conn) // until the caller leaves: what is unread would take the last words back
+	}
+}
+
 // side is one of the two listeners of a Splitter.
 type side struct {
 	of     *Splitter
@@ -208,13 +252,13 @@ func newSide(of *Splitter) *side {
 	return &side{of: of, ready: make(chan net.Conn), closed: make(chan struct{})}
 }
 
-func (s *side) deliver(c net.Conn) {
+func (s *side) deliver(c *conn) {
 	select {
 	case s.ready <- c:
 	case <-s.closed:
-		c.Close()
+		c.turnAway()
 	case <-s.of.ctx.Done():
-		c.Close()
+		c.turnAway()
 	}
 }
 
@@ -234,7 +278,12 @@ func (s *side) Addr() net.Addr { return s.of.from.Addr() }
 
 // Close turns away callers of this side.
 func (s *side) Close() error {
-	s.once.Do(func() { close(s.closed) })
+	s.once.Do(func() {
+		close(s.closed)
+		if s.of.sides.Add(-1) == 0 {
+			s.of.shut()
+		}
+	})
 	return nil
 }
 

@@ -261,6 +261,45 @@ func TestSplitterCloseEndsWhatIsUnderWay(t *testing.T) {
 	}
 }
 
+// Callers who were greeted, and who ask while nobody serves them any more, or
+// not at all, are told that nothing was made of what they asked.
+func TestCallersAreTurnedAwayPolitely(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	s := Split(l)
+	defer s.Close()
+	var callers []*http2.Framer
+	for range 2 {
+		c, err := net.Dial("tcp", l.Addr().String())
+		must(t, err)
+		defer c.Close()
+		must(t, c.SetDeadline(time.Now().Add(5*time.Second)))
+		io.WriteString(c, http2.ClientPreface+"\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+		fr := http2.NewFramer(c, c)
+		if f, err := fr.ReadFrame(); err != nil || f.Header().Type != http2.FrameSettings {
+			t.Fatalf("got %v, %v, want settings", f, err)
+		}
+		callers = append(callers, fr)
+	}
+	wantGoAway := func(fr *http2.Framer) {
+		t.Helper()
+		f, err := fr.ReadFrame()
+		if away, ok := f.(*http2.GoAwayFrame); !ok || away.LastStreamID != 0 || away.ErrCode != http2.ErrCodeNo {
+			t.Errorf("got %v, %v, want a farewell in peace", f, err)
+		}
+	}
+
+	s.GRPC().Close()
+	must(t, callers[0].WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block("application/grpc"), EndHeaders: true}))
+	wantGoAway(callers[0])
+	s.HTTP().Close()
+	wantGoAway(callers[1])
+	if c, err := net.Dial("tcp", l.Addr().String()); err == nil {
+		c.Close()
+		t.Error("the listener is open without anybody to serve")
+	}
+}
+
 func TestMembersAreToldFromHTTPByTheirFirstByte(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)

@@ -1,7 +1,11 @@
 package crash
 
 import (
+	"context"
+	"fmt"
 	"math/rand/v2"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -72,4 +76,44 @@ func TestMembersEndSoon(t *testing.T) {
 	for range c.members {
 		t.Logf("one of all: %v", <-took)
 	}
+}
+
+// TestEndingCostsNoCall tells members to end and starts them again, one after
+// another, while clients who know them all put without a pause. A put that
+// fails midway is not tried again by any client, since it may have happened.
+func TestEndingCostsNoCall(t *testing.T) {
+	t.Parallel()
+	c := &cluster{t: t}
+	c.found(3)
+	ctx, cancel := context.WithCancel(t.Context())
+	var endpoints []string
+	for _, m := range c.members {
+		endpoints = append(endpoints, m.site.addr)
+	}
+	var callers sync.WaitGroup
+	var puts atomic.Int64
+	for caller := range 8 {
+		kv := client(t, endpoints...)
+		callers.Go(func() {
+			for n := 0; ; n++ {
+				_, err := kv.Put(ctx, fmt.Sprint(caller), fmt.Sprint(n))
+				if ctx.Err() != nil {
+					return
+				}
+				if err != nil {
+					t.Errorf("put %d of caller %d: %v", n, caller, err)
+					return
+				}
+				puts.Add(1)
+			}
+		})
+	}
+	for _, m := range c.members {
+		c.stop(m)
+		c.start(m, "new")
+		m.ready(t, m.client)
+	}
+	cancel()
+	callers.Wait()
+	t.Logf("%d puts", puts.Load())
 }
