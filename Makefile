@@ -32,9 +32,9 @@ test:
 race: ## the rooms where goroutines meet
 	$(GO) test -race -short -tags invariants ./state/... ./replica/... ./wal ./listen ./rpc ./api/... ./node
 
-fuzz: ## every fuzz target, FUZZTIME each
+fuzz: ## every fuzz target, FUZZTIME each: 30s, or 1000x for so many inputs
 	@$(GO) test -list '^Fuzz' ./... | awk '/^Fuzz/ {f[n++]=$$1} /^ok/ {for (i=0;i<n;i++) print $$2, f[i]; n=0}' | \
-	while read pkg target; do echo "== $$pkg $$target"; $(GO) test $$pkg -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) || exit 1; done
+	while read pkg target; do echo "== $$pkg $$target"; $(GO) test $$pkg -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x || exit 1; done
 
 proto: ## the Go code of our own .proto files
 	$(GO) run -C tools ./protogen $(addprefix ../,$(wildcard api/internal/*/*.proto))
