@@ -26,7 +26,7 @@ const module = "github.com/kvorum/kvorum"
 const arrows = `
 fault    < state..., replica, peer, watch, leader, rpc, api..., node, listen
 metric   < state..., replica..., wal, peer, watch, leader, rpc, api..., node, listen
-internal/wire < state, api..., test...
+internal/wire < state, api...
 internal/mutant < state..., replica..., wal, watch, leader
 internal/histogram < ctl/internal/load
 

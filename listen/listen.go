@@ -354,11 +354,9 @@ func (c *replay) Read(p []byte) (int, error) {
 
 func (c *replay) beneath() net.Conn { return c.Conn }
 
-// Beneath returns the connection that this package has wrapped to make c: a
-// TCP, unix or TLS connection. It is good for writing (a TCP connection can
-// write several buffers in one system call), but must not be read from: some
-// of what it carries was read already.
-func Beneath(c net.Conn) net.Conn {
+// beneath returns the connection that was sorted or partly read to make c. It
+// must not be read from: some of what it carries was read already.
+func beneath(c net.Conn) net.Conn {
 	for {
 		wrapped, ok := c.(interface{ beneath() net.Conn })
 		if !ok {
@@ -371,7 +369,7 @@ func Beneath(c net.Conn) net.Conn {
 // ConnectionState returns what TLS knows of c, also when c is wrapped by this
 // package. It returns false when c is in clear text.
 func ConnectionState(c net.Conn) (tls.ConnectionState, bool) {
-	if secured, ok := Beneath(c).(*tls.Conn); ok {
+	if secured, ok := beneath(c).(*tls.Conn); ok {
 		return secured.ConnectionState(), true
 	}
 	return tls.ConnectionState{}, false

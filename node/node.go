@@ -24,7 +24,6 @@ import (
 	"github.com/kvorum/kvorum/config"
 	"github.com/kvorum/kvorum/fault"
 	"github.com/kvorum/kvorum/listen"
-	"github.com/kvorum/kvorum/metric"
 	"github.com/kvorum/kvorum/peer"
 	"github.com/kvorum/kvorum/rpc"
 	"github.com/kvorum/kvorum/state"
@@ -222,8 +221,6 @@ type doors struct {
 	metrics net.Listener // nil unless metrics have a port of their own
 	lobby   *lobby       // on the members' port
 
-	sent *metric.Counter // bytes to clients
-
 	credentials     *listen.Credentials // for clients; nil: there is no TLS
 	peerCredentials *listen.Credentials // for other members; nil likewise
 }
@@ -243,7 +240,7 @@ func openDoors(ctx context.Context, s *config.Server, metrics *api.Metrics, log 
 			log.Warn("rejected connection on client endpoint", "remote-addr", fmt.Sprint(remote), "error", err)
 		},
 	}
-	d := &doors{credentials: credentials, sent: metrics.ClientSentBytes}
+	d := &doors{credentials: credentials}
 	defer func() {
 		if err != nil {
 			d.close()
@@ -368,8 +365,6 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 		PingIntervalMin:      orNever(s.KeepAliveMinTime),
 		KeepaliveInterval:    orNever(s.KeepAliveInterval),
 		KeepaliveTimeout:     orNever(s.KeepAliveTimeout),
-		Beneath:              listen.Beneath,
-		Sent:                 d.sent,
 	})
 	a.Register(server)
 	a.RegisterFast(server)

@@ -131,14 +131,7 @@ func (c *conn) handshake() error {
 		c.mu.Unlock()
 		c.peer.AuthInfo = info
 	}
-	beneath, sent := c.nc, c.options.Sent
-	if c.options.Beneath != nil {
-		beneath = c.options.Beneath(c.nc)
-	}
-	if beneath == c.nc {
-		sent = nil
-	}
-	c.socket = newSocket(beneath, sent)
+	c.socket = newSocket(c.nc)
 
 	c.mu.Lock()
 	c.greet()

@@ -15,8 +15,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
-
-	"github.com/kvorum/kvorum/metric"
 )
 
 // Options work when empty.
@@ -55,12 +53,6 @@ type Options struct {
 
 	UnaryInterceptor  grpc.UnaryServerInterceptor  // default none
 	StreamInterceptor grpc.StreamServerInterceptor // default none
-
-	// Beneath returns the connection that another wraps, to be written to
-	// directly; Sent counts what is written past the wrapping. Default: nothing
-	// is wrapped.
-	Beneath func(net.Conn) net.Conn
-	Sent    *metric.Counter
 }
 
 const forever = time.Duration(math.MaxInt64)

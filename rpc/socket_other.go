@@ -2,16 +2,12 @@
 
 package rpc
 
-import (
-	"net"
-
-	"github.com/kvorum/kvorum/metric"
-)
+import "net"
 
 // socket would write without waiting, on systems that can.
 type socket struct{}
 
-func newSocket(net.Conn, *metric.Counter) *socket { return nil }
+func newSocket(net.Conn) *socket { return nil }
 
 func (*socket) try([]byte) (int, error) { return 0, net.ErrClosed }
 

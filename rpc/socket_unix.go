@@ -6,8 +6,6 @@ import (
 	"errors"
 	"net"
 	"syscall"
-
-	"github.com/kvorum/kvorum/metric"
 )
 
 // socket writes what the system takes at once, so that whoever has an answer
@@ -15,7 +13,6 @@ import (
 type socket struct {
 	conn halfCloser
 	raw  syscall.RawConn
-	sent *metric.Counter
 
 	write func(fd uintptr) bool // made once
 	b     []byte
@@ -30,7 +27,7 @@ type halfCloser interface {
 
 // newSocket returns the socket of c, or nil if c is not just one. What merely
 // says that there is a socket beneath it may encrypt.
-func newSocket(c net.Conn, sent *metric.Counter) *socket {
+func newSocket(c net.Conn) *socket {
 	var conn halfCloser
 	switch c := c.(type) {
 	case *net.TCPConn:
@@ -44,7 +41,7 @@ func newSocket(c net.Conn, sent *metric.Counter) *socket {
 	if err != nil {
 		return nil
 	}
-	s := &socket{conn: conn, raw: raw, sent: sent}
+	s := &socket{conn: conn, raw: raw}
 	s.write = func(fd uintptr) bool {
 		for s.n < len(s.b) {
 			n, err := syscall.Write(int(fd), s.b[s.n:])
@@ -70,7 +67,6 @@ func (s *socket) try(b []byte) (int, error) {
 		return 0, err
 	}
 	s.b = nil
-	s.sent.Add(uint64(s.n))
 	return s.n, s.err
 }
 
