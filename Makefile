@@ -37,7 +37,7 @@ fuzz: ## every fuzz target, FUZZTIME each: 30s, or 1000x for so many inputs
 	while read pkg target; do echo "== $$pkg $$target"; $(GO) test $$pkg -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x || exit 1; done
 
 proto: ## the Go code of our own .proto files
-	$(GO) run -C tools ./protogen $(addprefix ../,$(wildcard api/internal/*/*.proto))
+	$(GO) run -C tools ./protogen $(addprefix ../,$(wildcard internal/*/*.proto))
 
 compat: ## unmodified clients of several versions, and the answers of a real etcd
 	@command -v etcdctl >/dev/null || { echo "installing Debian's etcd-client"; apt-get update -q && apt-get install -qy etcd-client; }

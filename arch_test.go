@@ -24,11 +24,14 @@ const module = "github.com/kvorum/kvorum"
 // Adding an arrow is a decision about the architecture: it belongs in
 // ARCHITECTURE.md in the same commit. Do not add one to make a build pass.
 const arrows = `
-fault    < state..., replica, peer, watch, leader, rpc, api..., node, listen
+fault    < state..., replica, peer, watch, leader, rpc, api..., node, listen, internal/gateway
 metric   < state..., replica..., wal, peer, watch, leader, rpc, api..., node, listen
 internal/wire < state, api...
 internal/mutant < state..., replica..., wal, watch, leader
 internal/histogram < ctl/internal/load
+internal/lockpb     < api/internal/gate, api/internal/v3, internal/gateway
+internal/electionpb < api/internal/gate, api/internal/v3, internal/gateway
+internal/gateway < api
 
 state/internal/table < state/internal/mvcc, state/internal/lease, state/internal/auth, state/internal/member, state/internal/alarm, state
 state/internal/mvcc  < state
@@ -49,10 +52,7 @@ rpc    < api..., node
 listen < node, peer
 api/internal/gate    < api...
 api/internal/v3      < api
-api/internal/gateway < api
 api/internal/v2      < api
-api/internal/lockpb     < api/internal/gate, api/internal/v3, api/internal/gateway
-api/internal/electionpb < api/internal/gate, api/internal/v3, api/internal/gateway
 api/internal/token   < api...
 api/internal/console < api
 api/internal/ops     < api...

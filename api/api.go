@@ -19,9 +19,9 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/kvorum/kvorum/api/internal/gate"
-	"github.com/kvorum/kvorum/api/internal/gateway"
 	"github.com/kvorum/kvorum/api/internal/ops"
 	"github.com/kvorum/kvorum/api/internal/v3"
+	"github.com/kvorum/kvorum/internal/gateway"
 	"github.com/kvorum/kvorum/rpc"
 )
 

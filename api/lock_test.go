@@ -11,9 +11,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/kvorum/kvorum/api/internal/electionpb"
-	"github.com/kvorum/kvorum/api/internal/lockpb"
 	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/internal/electionpb"
+	"github.com/kvorum/kvorum/internal/lockpb"
 )
 
 func (m *member) locks() lockpb.LockClient             { return lockpb.NewLockClient(m.conn) }

@@ -14,9 +14,6 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/test/bufconn"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
@@ -370,12 +367,7 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 	a.RegisterFast(server)
 
 	// The gateway asks the same server over a pipe.
-	pipe := bufconn.Listen(1 << 20)
-	inside, err := grpc.NewClient("passthrough:///inside",
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return pipe.DialContext(ctx) }),
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32), grpc.MaxCallSendMsgSize(math.MaxInt32)),
-	)
+	pipe, inside, err := rpc.Inside()
 	if err != nil {
 		return errors.Join(err, m.close())
 	}

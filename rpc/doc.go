@@ -13,6 +13,7 @@
 //	send.go    windows, turns, and the one write for all that is ready
 //	keep.go    pings, age and idleness
 //	pool.go    goroutines and buffers that are used again
+//	inside.go  a way in for callers in the same process
 //
 // A connection has one goroutine of its own, which reads. It answers by itself
 // what cannot wait, and gives the rest to workers. Whoever has an answer puts

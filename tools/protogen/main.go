@@ -2,7 +2,7 @@
 // services and the gateway's handlers. It compiles them itself and needs no
 // protoc.
 //
-//	go run -C tools ./protogen ../api/internal/lockpb/lock.proto
+//	go run -C tools ./protogen ../internal/lockpb/lock.proto
 //
 // The files may import those of etcd's api module, by the names under which
 // that module registers them ("rpc.proto", "kv.proto").

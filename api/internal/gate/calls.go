@@ -11,9 +11,9 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/kvorum/kvorum/api/internal/electionpb"
-	"github.com/kvorum/kvorum/api/internal/lockpb"
 	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/internal/electionpb"
+	"github.com/kvorum/kvorum/internal/lockpb"
 	"github.com/kvorum/kvorum/metric"
 )
 

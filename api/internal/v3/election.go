@@ -8,8 +8,8 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc"
 
-	"github.com/kvorum/kvorum/api/internal/electionpb"
 	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/internal/electionpb"
 	"github.com/kvorum/kvorum/state"
 )
 

@@ -5,7 +5,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
-	"github.com/kvorum/kvorum/api/internal/lockpb"
+	"github.com/kvorum/kvorum/internal/lockpb"
 )
 
 type lock struct {

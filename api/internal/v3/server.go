@@ -12,9 +12,9 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/kvorum/kvorum/api/internal/electionpb"
 	"github.com/kvorum/kvorum/api/internal/gate"
-	"github.com/kvorum/kvorum/api/internal/lockpb"
+	"github.com/kvorum/kvorum/internal/electionpb"
+	"github.com/kvorum/kvorum/internal/lockpb"
 	"github.com/kvorum/kvorum/state"
 	"github.com/kvorum/kvorum/watch"
 )

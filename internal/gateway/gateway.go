@@ -21,9 +21,9 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 
-	"github.com/kvorum/kvorum/api/internal/electionpb"
-	"github.com/kvorum/kvorum/api/internal/lockpb"
 	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/internal/electionpb"
+	"github.com/kvorum/kvorum/internal/lockpb"
 )
 
 // New returns the handler of all paths below /v3/. It reads at most
