@@ -9,7 +9,7 @@ RUNS     ?= 2000
 .PHONY: build check test race fuzz h2spec proto compat crash sim mutants bench run cluster
 
 build: ## the binary, and its other names
-	$(GO) build -trimpath -o bin/kvorum ./cmd/kvorum
+	$(GO) build -trimpath -tags grpcnotrace -o bin/kvorum ./cmd/kvorum
 	ln -sf kvorum bin/etcd && ln -sf kvorum bin/etcdctl
 
 check: bin/staticcheck ## what every commit must pass: format, vet, staticcheck, walls

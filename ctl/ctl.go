@@ -37,6 +37,7 @@ type app struct {
 // which case the caller may add commands of its own to the root.
 func New(called string) *cobra.Command {
 	a := &app{called: called}
+	var version bool
 	root := &cobra.Command{
 		Use:           called,
 		Short:         "Client for an etcd-compatible key-value store",
@@ -44,7 +45,10 @@ func New(called string) *cobra.Command {
 		SilenceUsage:  true,
 		Args:          cobra.ArbitraryArgs, // an unknown command is ours to explain
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
+			switch {
+			case version:
+				return a.printVersions(cmd)
+			case len(args) == 0:
 				return cmd.Help()
 			}
 			return unknownCommand(cmd, args[0])
@@ -70,8 +74,9 @@ func New(called string) *cobra.Command {
 	)
 	if called != Etcdctl {
 		root.AddCommand(a.statusCommand(), a.benchCommand())
-		root.Version = buildVersion()
-		root.SetVersionTemplate(a.versions())
+		// Cobra would take a template for it, which has the linker keep every
+		// exported method of the program.
+		root.Flags().BoolVarP(&version, "version", "v", false, "version for "+called)
 	}
 	nameExamples(root, called)
 	return root

@@ -17,21 +17,19 @@ func (a *app) versionCommand() *cobra.Command {
 		GroupID: groupUtility,
 		Args:    cobra.NoArgs,
 		Example: "{{program}} version",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprint(cmd.OutOrStdout(), a.versions())
-			return err
-		},
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.printVersions(cmd) },
 	}
 }
 
-func (a *app) versions() string {
+func (a *app) printVersions(cmd *cobra.Command) error {
 	// etcdctl's two lines must say which etcdctl we stand in for: scripts
 	// choose flags by them.
 	release := version.Version
 	if a.called != Etcdctl {
 		release = buildVersion()
 	}
-	return fmt.Sprintf("%s version: %s\nAPI version: %s\n", a.called, release, version.APIVersion)
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s version: %s\nAPI version: %s\n", a.called, release, version.APIVersion)
+	return err
 }
 
 // buildVersion is the version that the go command recorded in the binary.
