@@ -34,7 +34,9 @@ internal/electionpb < api/internal/gate, api/internal/v3, internal/gateway
 internal/gateway < api
 
 state/internal/table < state/internal/mvcc, state/internal/lease, state/internal/auth, state/internal/member, state/internal/alarm, state
-state/internal/mvcc  < state
+state/internal/ordered < state/internal/lease, state/internal/tree
+state/internal/mvcc  < state, state/internal/tree
+state/internal/tree  < state
 state/internal/lease < state
 state/internal/auth  < state
 state/internal/member < state

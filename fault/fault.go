@@ -63,7 +63,8 @@ var (
 	DuplicateKey      = row(InvalidArgument, "etcdserver: duplicate key given in txn request")
 	InvalidSortOption = row(InvalidArgument, "etcdserver: invalid sort option")
 	RequestTooLarge   = row(InvalidArgument, "etcdserver: request is too large")
-	Malformed         = row(InvalidArgument, "kvorum: malformed request") // not etcd's: bytes that are no message got past the api
+	Malformed         = row(InvalidArgument, "kvorum: malformed request")                          // not etcd's: bytes that are no message got past the api
+	NodeRefused       = row(FailedPrecondition, "kvorum: the hierarchy of keys does not allow it") // not etcd's: what a v2 client is told comes with it
 	InvalidClientAPI  = row(InvalidArgument, "etcdserver: invalid client api version")
 	Compacted         = row(OutOfRange, "etcdserver: mvcc: required revision has been compacted")
 	FutureRevision    = row(OutOfRange, "etcdserver: mvcc: required revision is a future revision")

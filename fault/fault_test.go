@@ -12,7 +12,8 @@ import (
 // a text to the error that programs compare with.
 func TestTextsAreThoseClientsKnow(t *testing.T) {
 	unknownToClients := map[*Fault]bool{
-		Malformed:        true,                                // our own
+		Malformed:        true, // our own
+		NodeRefused:      true,
 		InvalidClientAPI: true, TimeoutWaitAppliedIndex: true, // the table lacks them
 		WatchCanceled: true, RequestCanceled: true, RequestDeadline: true, PermissionNotGiven: true,
 		StreamSort: true, StreamRevisions: true, NotPrimary: true, NoPasswordUser: true,

@@ -209,6 +209,8 @@ func (b *batch) command(c Command) (Outcome, error) {
 		return decoded(c.Encoded, new(pb.LeaseRevokeRequest), b.revokeLease)
 	case LeaseExpire:
 		return decoded(c.Encoded, new(pb.LeaseLeasesResponse), b.expireLeases)
+	case Hierarchy:
+		return b.hierarchy(c.Encoded)
 	case LeaseCheckpoint:
 		return decoded(c.Encoded, new(pb.LeaseCheckpointRequest), b.checkpointLeases)
 	}
@@ -321,10 +323,21 @@ func (b *batch) doPut(p put) (prev *mvccpb.KeyValue, err error) {
 			}
 		}
 	}
-	if key, was := b.keys.Put(p.key, p.value, p.lease); was != p.lease {
-		b.next.leases = b.next.leases.Move(key, LeaseID(was), LeaseID(p.lease))
-	}
+	b.store(p.key, p.value, p.lease)
 	return prev, nil
+}
+
+// store puts a value at a key, and returns the key as the store keeps it. Its
+// lease is this one from now on, and a deadline that it had is gone.
+func (b *batch) store(key, value []byte, id int64) string {
+	stored, was := b.keys.Put(key, value, id)
+	if was.Lease != id {
+		b.next.leases = b.next.leases.Move(stored, LeaseID(was.Lease), LeaseID(id))
+	}
+	if was.Note != "" {
+		b.next.deadlines = b.next.deadlines.Without(stored, was.Note)
+	}
+	return stored
 }
 
 func messageOf(p mvcc.Pair) (*mvccpb.KeyValue, error) {
@@ -365,9 +378,7 @@ func (b *batch) doDelete(q *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, err
 	response := new(pb.DeleteRangeResponse)
 	var err error
 	response.Deleted, err = b.keys.DeleteRange(Span{Key: q.Key, End: q.RangeEnd}, func(key string, p mvcc.Pair) error {
-		if !mutant.On("a deleted key stays on its lease") {
-			b.next.leases = b.next.leases.Move(key, LeaseID(p.Lease), 0)
-		}
+		b.release(key, p)
 		if !q.PrevKv || !b.wanted {
 			return nil
 		}
@@ -376,6 +387,17 @@ func (b *batch) doDelete(q *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, err
 		return err
 	})
 	return response, err
+}
+
+// release takes a key that is about to go from its lease, and its deadline
+// from it.
+func (b *batch) release(key string, p mvcc.Pair) {
+	if !mutant.On("a deleted key stays on its lease") {
+		b.next.leases = b.next.leases.Move(key, LeaseID(p.Lease), 0)
+	}
+	if note := p.Note(); note != "" {
+		b.next.deadlines = b.next.deadlines.Without(key, note)
+	}
 }
 
 func (b *batch) compact(q *pb.CompactionRequest) (Outcome, error) {

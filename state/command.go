@@ -33,6 +33,8 @@ const (
 	LeaseRevoke     Kind = 12 // etcdserverpb.LeaseRevokeRequest
 	LeaseExpire     Kind = 13 // etcdserverpb.LeaseLeasesResponse: those whose time is up
 	LeaseCheckpoint Kind = 14 // etcdserverpb.LeaseCheckpointRequest: what is left of their time; 0 is all of it
+
+	Hierarchy Kind = 15 // HierarchyRequest, which encodes itself
 )
 
 // inTerm stands before a command that is good for one term only.

@@ -55,7 +55,9 @@ func (b *batch) revokeLease(q *pb.LeaseRevokeRequest) (Outcome, error) {
 // endLease deletes a lease and the keys that hang on it.
 func (b *batch) endLease(id LeaseID) {
 	for key := range b.next.leases.Keys(id) {
-		b.keys.Delete(key)
+		if note := b.keys.Delete(key); note != "" {
+			b.next.deadlines = b.next.deadlines.Without(key, note)
+		}
 	}
 	b.next.leases = b.next.leases.Drop(&b.rows, id)
 }

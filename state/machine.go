@@ -13,6 +13,7 @@ import (
 	"github.com/kvorum/kvorum/state/internal/member"
 	"github.com/kvorum/kvorum/state/internal/mvcc"
 	"github.com/kvorum/kvorum/state/internal/table"
+	"github.com/kvorum/kvorum/state/internal/tree"
 )
 
 // Options of a Machine.
@@ -194,16 +195,21 @@ func (m *Machine) load(t table.Table) (*View, error) {
 		return nil, err
 	}
 	var holds []lease.Hold
+	var deadlines tree.Loading
 	v.core.keys, err = mvcc.Open(t, at.revision, at.compacted, mvcc.Options{
 		ResidentBytes: m.options.ValueCacheBytes,
 		HistoryBytes:  m.options.HistoryCacheBytes,
 		Leased:        func(key string, id int64) { holds = append(holds, lease.Hold{Lease: LeaseID(id), Key: key}) },
+		Noted:         deadlines.Add,
 		Removed:       m.options.Removed,
 	})
 	if err != nil {
 		return nil, err
 	}
 	if v.leases, err = lease.Load(t, holds); err != nil {
+		return nil, err
+	}
+	if v.deadlines, err = deadlines.Deadlines(); err != nil {
 		return nil, err
 	}
 	v.keys = v.core.keys.View()

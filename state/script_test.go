@@ -1,6 +1,7 @@
 package state_test
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -164,6 +165,34 @@ func (s *script) line(out *strings.Builder, line string) {
 			}
 			fmt.Fprintf(out, " keys %q\n", slices.Collect(v.LeaseKeys(l.ID)))
 		}
+	case "/node":
+		plain, named := options(args)
+		_, recursive := named["recursive"]
+		n, at, err := s.bed.View().Node(plain[0], recursive)
+		if refused := (*state.HierarchyError)(nil); errors.As(err, &refused) {
+			fmt.Fprintln(out, "refused:", nodeError(refused))
+			return
+		}
+		if err != nil || at != s.bed.View().Revision {
+			t.Fatal(at, err)
+		}
+		printNode(out, "", n)
+	case "/changes":
+		changes, err := s.bed.View().Changes(state.Revision(number(t, args[0])))
+		if refused := (*state.HierarchyError)(nil); errors.As(err, &refused) {
+			fmt.Fprintln(out, "refused:", nodeError(refused))
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range changes {
+			fmt.Fprint(out, nodeChange(c))
+		}
+	case "/deadlines":
+		for d := range s.bed.View().Deadlines() {
+			fmt.Fprintln(out, d.At, d.Key)
+		}
 	case "/alarms":
 		fmt.Fprintln(out, alarms(s.bed.View().Alarms(pb.AlarmType_NONE)))
 	case "/where":
@@ -177,6 +206,10 @@ func (s *script) line(out *strings.Builder, line string) {
 
 func (s *script) apply(out *strings.Builder, commands ...state.Command) {
 	for _, o := range s.bed.apply(s.t, commands...) {
+		if o.NodeError != nil && o.Refusal != nil {
+			fmt.Fprintln(out, "refused:", nodeError(o.NodeError))
+			continue
+		}
 		if o.Refusal != nil {
 			fmt.Fprintf(out, "refused: %v\n", o.Refusal)
 			if o.Response != nil || o.Events != nil {
@@ -192,6 +225,9 @@ func (s *script) apply(out *strings.Builder, commands ...state.Command) {
 			fmt.Fprint(out, " ", leaseChange(l))
 		}
 		fmt.Fprintln(out)
+		if o.Change != nil {
+			fmt.Fprint(out, "  ", nodeChange(*o.Change))
+		}
 		switch r := o.Response.(type) {
 		case *pb.PutResponse:
 			if r.PrevKv != nil {
@@ -207,6 +243,41 @@ func (s *script) apply(out *strings.Builder, commands ...state.Command) {
 		case *pb.AlarmResponse:
 			fmt.Fprintln(out, "  alarms", alarms(r.Alarms))
 		}
+	}
+}
+
+func nodeError(e *state.HierarchyError) string {
+	return fmt.Sprintf("%d %q at %d", e.Code, e.Cause, e.Index)
+}
+
+func nodeChange(c state.NodeChange) string {
+	var out strings.Builder
+	fmt.Fprint(&out, c.Revision, " ", c.Action)
+	if c.Refresh {
+		fmt.Fprint(&out, " quietly")
+	}
+	printNode(&out, " ", *c.Node)
+	if c.Prev != nil {
+		printNode(&out, "    was ", *c.Prev)
+	}
+	return out.String()
+}
+
+func printNode(out *strings.Builder, indent string, n state.Node) {
+	fmt.Fprint(out, indent, n.Path)
+	if n.Dir {
+		fmt.Fprint(out, " dir")
+	}
+	if !n.Dir || n.Value != "" {
+		fmt.Fprintf(out, "=%q", n.Value)
+	}
+	fmt.Fprintf(out, " created %d modified %d", n.Created, n.Modified)
+	if n.Deadline != 0 {
+		fmt.Fprint(out, " until ", n.Deadline)
+	}
+	fmt.Fprintln(out)
+	for _, sub := range n.Nodes {
+		printNode(out, strings.Repeat(" ", len(indent)+2), sub)
 	}
 }
 
@@ -377,6 +448,21 @@ func parseCommand(t *testing.T, words []string) state.Command {
 		return state.Command{Kind: state.LeaseCheckpoint, Request: &pb.LeaseCheckpointRequest{
 			Checkpoints: []*pb.LeaseCheckpoint{{ID: number(t, plain[0]), Remaining_TTL: number(t, plain[1])}},
 		}}
+	case "node": // what to do, and the path
+		ops := map[string]state.HierarchyOp{
+			"set": state.NodeSet, "create": state.NodeCreate, "update": state.NodeUpdate, "cas": state.NodeCompareAndSwap,
+			"in-order": state.NodeCreateInOrder, "delete": state.NodeDelete, "cad": state.NodeCompareAndDelete, "expire": state.NodeExpire,
+		}
+		has := func(name string) bool { _, ok := named[name]; return ok }
+		q := state.HierarchyRequest{
+			Op: ops[plain[0]], Path: plain[1], Value: named["value"], Deadline: int("deadline"),
+			Dir: has("dir"), Recursive: has("recursive"), Refresh: has("refresh"),
+			PrevValue: named["prev-value"], PrevIndex: uint64(int("prev-index")),
+		}
+		if q.Op == state.NodeExpire {
+			q.Due = []state.Deadline{{Key: plain[1], At: q.Deadline}}
+		}
+		return state.Command{Kind: state.Hierarchy, Encoded: q.Append(nil)}
 	case "raw":
 		n, err := strconv.ParseUint(plain[0], 0, 8)
 		if err != nil {

@@ -85,6 +85,10 @@ type Outcome struct {
 	Revision Revision      // of the store, after the command
 	Events   []Event       // in the order of their revisions, of which there may be several
 	Leases   []LeaseChange // in the order in which they came
+
+	// Of a HierarchyRequest.
+	Change    *NodeChange     // nil if refused or not wanted
+	NodeError *HierarchyError // details of a refusal by fault.NodeRefused
 }
 
 // LeaseChange says what is known of a lease from now on: that it is new, that

@@ -14,6 +14,7 @@ import (
 	"github.com/kvorum/kvorum/state/internal/lease"
 	"github.com/kvorum/kvorum/state/internal/member"
 	"github.com/kvorum/kvorum/state/internal/mvcc"
+	"github.com/kvorum/kvorum/state/internal/tree"
 )
 
 // View is the state as of one entry: keys, leases, members and alarms of one
@@ -39,6 +40,8 @@ type View struct {
 	members *member.Set
 	alarms  *alarm.Set
 	leases  *lease.Set
+
+	deadlines *tree.Deadlines
 }
 
 // newest calls read with the view, and again with newer ones while a sweep has

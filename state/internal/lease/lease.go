@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kvorum/kvorum/state/internal/ordered"
 	"github.com/kvorum/kvorum/state/internal/table"
 )
 
@@ -37,7 +38,8 @@ type Lease struct {
 	Remaining int64
 }
 
-func (l Lease) compare(m Lease) int { return cmp.Compare(l.ID, m.ID) }
+// Compare orders leases by their ids.
+func (l Lease) Compare(m Lease) int { return cmp.Compare(l.ID, m.ID) }
 
 // Hold says that a key hangs on a lease.
 type Hold struct {
@@ -45,7 +47,8 @@ type Hold struct {
 	Key   string
 }
 
-func (h Hold) compare(g Hold) int {
+// Compare orders holds by lease and key.
+func (h Hold) Compare(g Hold) int {
 	if h.Lease != g.Lease {
 		return cmp.Compare(h.Lease, g.Lease)
 	}
@@ -54,8 +57,8 @@ func (h Hold) compare(g Hold) int {
 
 // Set is the leases of a cluster and the keys on them. The nil set is empty.
 type Set struct {
-	leases *node[Lease]
-	holds  *node[Hold]
+	leases *ordered.Set[Lease]
+	holds  *ordered.Set[Hold]
 }
 
 // Rows takes changes of rows.
@@ -72,7 +75,7 @@ func (s *Set) parts() Set {
 }
 
 // Find returns the lease with an id.
-func (s *Set) Find(id ID) (Lease, bool) { return s.parts().leases.find(Lease{ID: id}) }
+func (s *Set) Find(id ID) (Lease, bool) { return s.parts().leases.Find(Lease{ID: id}) }
 
 // Has tells whether there is a lease with an id.
 func (s *Set) Has(id ID) bool {
@@ -81,17 +84,17 @@ func (s *Set) Has(id ID) bool {
 }
 
 // Len returns how many leases there are.
-func (s *Set) Len() int { return s.parts().leases.len() }
+func (s *Set) Len() int { return s.parts().leases.Len() }
 
 // All yields the leases in the order of their ids.
 func (s *Set) All() iter.Seq[Lease] {
-	return func(yield func(Lease) bool) { s.parts().leases.each(yield) }
+	return func(yield func(Lease) bool) { s.parts().leases.Each(yield) }
 }
 
 // Keys yields the keys on a lease, in order.
 func (s *Set) Keys(id ID) iter.Seq[string] {
 	return func(yield func(string) bool) {
-		s.parts().holds.from(Hold{Lease: id}, func(h Hold) bool { return h.Lease == id && yield(h.Key) })
+		s.parts().holds.From(Hold{Lease: id}, func(h Hold) bool { return h.Lease == id && yield(h.Key) })
 	}
 }
 
@@ -102,7 +105,7 @@ func (s *Set) Size() int64 { return int64(s.Len()) * (rowKeyBytes + rowValueByte
 func (s *Set) Put(rows Rows, l Lease) *Set {
 	rows.Set(rowKey(l.ID), rowValue(l))
 	next := s.parts()
-	next.leases = next.leases.with(l)
+	next.leases = next.leases.With(l)
 	return &next
 }
 
@@ -110,14 +113,14 @@ func (s *Set) Put(rows Rows, l Lease) *Set {
 func (s *Set) Drop(rows Rows, id ID) *Set {
 	rows.Delete(rowKey(id))
 	next := s.parts()
-	next.leases = next.leases.without(Lease{ID: id})
-	below, rest := next.holds.split(Hold{Lease: id})
+	next.leases = next.leases.Without(Lease{ID: id})
+	below, rest := next.holds.Split(Hold{Lease: id})
 	if id == math.MaxInt64 {
 		rest = nil
 	} else {
-		_, rest = rest.split(Hold{Lease: id + 1})
+		_, rest = rest.Split(Hold{Lease: id + 1})
 	}
-	next.holds = concat(below, rest)
+	next.holds = ordered.Concat(below, rest)
 	return &next
 }
 
@@ -128,10 +131,10 @@ func (s *Set) Move(key string, from, to ID) *Set {
 	}
 	next := s.parts()
 	if from != 0 {
-		next.holds = next.holds.without(Hold{from, key})
+		next.holds = next.holds.Without(Hold{from, key})
 	}
 	if to != 0 {
-		next.holds = next.holds.with(Hold{to, key})
+		next.holds = next.holds.With(Hold{to, key})
 	}
 	return &next
 }
@@ -186,13 +189,13 @@ func Load(r table.Reader, holds []Hold) (*Set, error) {
 	if err != nil || len(leases)+len(holds) == 0 {
 		return nil, err
 	}
-	s := &Set{leases: build(leases)}
-	slices.SortFunc(holds, Hold.compare)
+	s := &Set{leases: ordered.Build(leases)}
+	slices.SortFunc(holds, Hold.Compare)
 	for i, h := range holds {
 		if (i == 0 || holds[i-1].Lease != h.Lease) && !s.Has(h.Lease) {
 			return nil, fmt.Errorf("%w: %x", errNoLease, uint64(h.Lease))
 		}
 	}
-	s.holds = build(holds)
+	s.holds = ordered.Build(holds)
 	return s, nil
 }

@@ -17,31 +17,6 @@ type nowhere struct{}
 func (nowhere) Set(key, value []byte) {}
 func (nowhere) Delete(key []byte)     {}
 
-// balanced wants a tree to be in order, to count right and not to lean.
-func balanced[T ordered[T]](t *testing.T, n *node[T]) {
-	t.Helper()
-	if n == nil {
-		return
-	}
-	l, r := n.left.len(), n.right.len()
-	if n.size != l+r+1 {
-		t.Fatalf("%d elements, counted %d", l+r+1, n.size)
-	}
-	if l+r > 1 && (l > heavy*r || r > heavy*l) {
-		t.Fatalf("%d elements on one side, %d on the other", l, r)
-	}
-	var last *T
-	n.each(func(item T) bool {
-		if last != nil && (*last).compare(item) >= 0 {
-			t.Fatalf("%v before %v", *last, item)
-		}
-		last = &item
-		return true
-	})
-	balanced(t, n.left)
-	balanced(t, n.right)
-}
-
 // TestSets makes sets out of sets, and wants each to be what a map is, and to
 // stay so.
 func TestSets(t *testing.T) {
@@ -87,8 +62,6 @@ func TestSets(t *testing.T) {
 		}
 
 		v := versions[r.IntN(len(versions))]
-		balanced(t, v.set.parts().leases)
-		balanced(t, v.set.parts().holds)
 		if n := v.set.Len(); n != len(v.leases) {
 			t.Fatalf("%d leases, want %d", n, len(v.leases))
 		}
@@ -156,7 +129,6 @@ func TestLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	balanced(t, loaded.leases)
 	if !slices.Equal(slices.Collect(s.All()), slices.Collect(loaded.All())) {
 		t.Error("other leases are read than were written")
 	}

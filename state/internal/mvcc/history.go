@@ -84,11 +84,41 @@ func (v View) Previous(e Event) ([]byte, error) {
 			}
 		}
 	}
-	value, found, err := v.store.rows.Get(appendRowKey(nil, e.Before))
+	key := appendRowKey(nil, e.Before)
+	value, found, err := v.store.rows.Get(key)
 	if err != nil || !found { // not found: compacted since the view was taken
 		return nil, err
 	}
-	return value[rowHeadBytes:], nil
+	r, err := parseRow(key, value)
+	return r.pair, err
+}
+
+// Revised calls visit for the changes of one revision, in order, until it
+// returns false. It fails if the revision is not above the compacted one, also
+// if that happens meanwhile. The bytes are valid until visit returns.
+func (v View) Revised(at Revision, visit func(key []byte, deleted bool, note []byte) bool) error {
+	if at <= v.Compacted {
+		return fault.Compacted
+	}
+	var failed error
+	err := v.store.rows.Scan(appendRowKey(nil, Position{at, 0}), appendRowKey(nil, Position{at + 1, 0}), func(key, value []byte) bool {
+		var r row
+		var f facts
+		if r, failed = parseRow(key, value); failed != nil {
+			return false
+		}
+		if f, failed = parsePair(r.pair); failed != nil {
+			return false
+		}
+		return visit(f.key, r.deleted, r.note) && !r.alone
+	})
+	if err == nil {
+		err = failed
+	}
+	if err == nil && Revision(v.store.floor.Load()) >= at {
+		err = fault.Compacted
+	}
+	return err
 }
 
 // HashKV returns a hash of what can be read at the compacted revision and of
@@ -132,6 +162,7 @@ func (v View) HashKV(revision int64) (hash uint32, at Revision, err error) {
 			head[12] = 1
 		}
 		digest.Write(head[:])
+		digest.Write(r.note)
 		digest.Write(r.pair)
 		return true
 	})

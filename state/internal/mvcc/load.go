@@ -77,11 +77,10 @@ func (l *loader) add(key, value []byte) error {
 	if r.at.Main > s.writer.revision || Revision(f.mod) != r.at.Main || r.deleted != (f.version == 0) {
 		return fmt.Errorf("%w at revision %d of %d", errRow, r.at.Main, s.writer.revision)
 	}
-	v := &version{
-		main: r.at.Main, sub: r.at.Sub, alone: r.alone,
-		create: Revision(f.create), version: f.version, lease: f.lease,
-		size: uint32(len(r.pair)), lead: uint32(f.lead),
-	}
+	v := newVersion(string(r.note))
+	v.main, v.sub, v.alone = r.at.Main, r.at.Sub, r.alone
+	v.create, v.version, v.lease = Revision(f.create), f.version, f.lease
+	v.size, v.lead = uint32(len(r.pair)), uint32(f.lead)
 	rec := s.index.find(f.key)
 	if rec == nil {
 		rec = newRecord(f.key)
@@ -107,6 +106,9 @@ func (l *loader) finish() {
 		}
 		if head.lease != 0 && l.store.options.Leased != nil {
 			l.store.options.Leased(r.key, head.lease)
+		}
+		if head.noted && !head.deleted() && l.store.options.Noted != nil {
+			l.store.options.Noted(r.key, head.note())
 		}
 	}
 }

@@ -16,16 +16,19 @@ import (
 //
 // A row of history is stored at (main, sub) and is made of
 //
-//	flags 1 | main of the version before 8 | its sub 4 | pair
+//	flags 1 | main of the version before 8 | its sub 4 | length of the note uvarint | note | pair
 //
-// The version before is named so that a deleted or replaced pair is found from
-// the change alone. A deletion's pair holds key and mod_revision.
+// where the note and its length are there only if the flags say so. The version
+// before is named so that a deleted or replaced pair is found from the change
+// alone. A deletion's pair holds key and mod_revision.
 const (
 	rowKeyBytes  = 1 + 8 + 4
 	rowHeadBytes = 1 + 8 + 4
 
 	rowDeleted byte = 1 << 0
 	rowAlone   byte = 1 << 1 // the only change of its revision
+	rowNoted   byte = 1 << 2
+	rowFlags        = rowDeleted | rowAlone | rowNoted
 
 	tagKey     = 1<<3 | byte(protowire.BytesType)
 	tagCreate  = 2<<3 | byte(protowire.VarintType)
@@ -41,10 +44,18 @@ func appendRowKey(dst []byte, at Position) []byte {
 	return binary.BigEndian.AppendUint32(dst, uint32(at.Sub))
 }
 
-func appendRowHead(dst []byte, flags byte, before Position) []byte {
+func appendRowHead(dst []byte, flags byte, before Position, note string) []byte {
+	if note != "" {
+		flags |= rowNoted
+	}
 	dst = append(dst, flags)
 	dst = binary.BigEndian.AppendUint64(dst, uint64(before.Main))
-	return binary.BigEndian.AppendUint32(dst, uint32(before.Sub))
+	dst = binary.BigEndian.AppendUint32(dst, uint32(before.Sub))
+	if note != "" {
+		dst = protowire.AppendVarint(dst, uint64(len(note)))
+		dst = append(dst, note...)
+	}
+	return dst
 }
 
 // row is a decoded row of history. Its bytes are those it was read from.
@@ -52,22 +63,31 @@ type row struct {
 	at, before Position
 	deleted    bool
 	alone      bool
+	note       []byte
 	pair       []byte
 }
 
 var errRow = errors.New("mvcc: damaged row of history")
 
 func parseRow(key, value []byte) (row, error) {
-	if len(key) != rowKeyBytes || len(value) < rowHeadBytes {
+	if len(key) != rowKeyBytes || len(value) < rowHeadBytes || value[0]&^rowFlags != 0 {
 		return row{}, fmt.Errorf("%w at %x", errRow, key)
 	}
-	return row{
+	r := row{
 		at:      position(key[1:]),
 		before:  position(value[1:]),
 		deleted: value[0]&rowDeleted != 0,
 		alone:   value[0]&rowAlone != 0,
 		pair:    value[rowHeadBytes:],
-	}, nil
+	}
+	if value[0]&rowNoted != 0 {
+		note, n := protowire.ConsumeBytes(r.pair)
+		if len(note) == 0 {
+			return row{}, fmt.Errorf("%w at %x", errRow, key)
+		}
+		r.note, r.pair = note, r.pair[n:]
+	}
+	return r, nil
 }
 
 func position(b []byte) Position {

@@ -19,6 +19,9 @@ type Options struct {
 	// their order.
 	Leased func(key string, lease int64)
 
+	// Noted hears the same of the notes of what keys hold.
+	Noted func(key, note string)
+
 	Removed *metric.Counter // versions that sweeps have removed; may be nil
 }
 
@@ -77,13 +80,14 @@ func (s *Store) load(v *version, at Revision) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mvcc: read revision %d: %w", v.main, err)
 	}
-	if !found || len(value) != rowHeadBytes+int(v.size) {
+	head := v.headBytes()
+	if !found || len(value) != head+int(v.size) {
 		if Revision(s.floor.Load()) > at {
 			return nil, ErrOvertaken
 		}
 		return nil, fmt.Errorf("mvcc: read revision %d: %w", v.main, errRow)
 	}
-	pair := value[rowHeadBytes:]
+	pair := value[head:]
 	// A sweep that cut v off has been here before, or finds the floor above
 	// this view.
 	if s.remember(v, pair) && Revision(s.floor.Load()) > at {
@@ -198,6 +202,7 @@ type Writer struct {
 	exact   Revision
 	changed Revision // of the tree for the first time, 0 if it was not
 	pending []pending
+	note    string // of the next change
 
 	keyBuf  [rowKeyBytes]byte // of the row that is being made
 	headBuf [rowHeadBytes]byte
@@ -274,15 +279,42 @@ func (s *Store) pair(v *version, at Revision) Pair {
 	return Pair{Create: v.create, Mod: v.main, Version: v.version, Lease: v.lease, store: s, version: v, at: at}
 }
 
+// Note returns what was noted beside the pair, or "".
+func (p Pair) Note() string {
+	if p.version == nil {
+		return ""
+	}
+	return p.version.note()
+}
+
 // Get returns what a key holds now.
 func (w *Writer) Get(key []byte) Pair { return w.View().Get(key) }
 
+// Note has a note kept beside the next change, for as long as its version is:
+// bytes that mean something to the caller alone, and that no pair shows.
+func (w *Writer) Note(note string) { w.note = note }
+
+// version returns the version that the next change makes.
+func (w *Writer) version() *version {
+	v := newVersion(w.note)
+	w.note = ""
+	v.main, v.sub = w.store.writer.revision+1, int32(len(w.pending))
+	return v
+}
+
+// Was is what a key held before a put beside its value.
+type Was struct {
+	Lease int64
+	Note  string
+}
+
 // Put stores a value at a key, at the revision that Seal will end. It returns
-// the key as the store keeps it, and the lease that it hung on before.
-func (w *Writer) Put(key, value []byte, lease int64) (stored string, was int64) {
+// the key as the store keeps it, and what it hung on before.
+func (w *Writer) Put(key, value []byte, lease int64) (stored string, was Was) {
 	s := w.store
-	main := s.writer.revision + 1
-	v := &version{main: main, create: main, version: 1, lease: lease, sub: int32(len(w.pending))}
+	v := w.version()
+	main := v.main
+	v.create, v.version, v.lease = main, 1, lease
 
 	r := s.index.find(key)
 	var before *version
@@ -293,7 +325,7 @@ func (w *Writer) Put(key, value []byte, lease int64) (stored string, was int64) 
 	}
 	if before != nil {
 		v.create, v.version = before.create, before.version+1
-		was = before.lease
+		was = Was{before.lease, before.note()}
 	}
 	v.lead = uint32(leadBytes(len(key), int64(v.create), int64(main), v.version, lease))
 	v.size = v.lead + uint32(valueBytes(len(value)))
@@ -336,16 +368,18 @@ func (w *Writer) DeleteRange(span Span, each func(key string, p Pair) error) (in
 	return int64(len(gone)), nil
 }
 
-// Delete deletes a key that exists.
-func (w *Writer) Delete(key string) {
+// Delete deletes a key that exists, and returns the note beside what it held.
+func (w *Writer) Delete(key string) (note string) {
 	r := w.store.index.find(unsafe.Slice(unsafe.StringData(key), len(key)))
 	must(r != nil && !r.head.Load().deleted(), "what is deleted by name exists")
+	note = r.head.Load().note()
 	w.delete(r)
+	return note
 }
 
 func (w *Writer) delete(r *record) {
-	main := w.store.writer.revision + 1
-	v := &version{main: main, sub: int32(len(w.pending))}
+	v := w.version()
+	main := v.main
 	v.lead = uint32(leadBytes(len(r.key), 0, int64(main), 0, 0))
 	v.size = v.lead
 	pair := appendLead(make([]byte, 0, v.size), r.key, 0, int64(main), 0, 0)
@@ -404,7 +438,7 @@ func (w *Writer) Seal(events []Event) []Event {
 			}
 		}
 		s.writer.recent.push(recentWrite{p.record, v})
-		w.rows.Append(appendRowKey(w.keyBuf[:0], v.at()), appendRowHead(w.headBuf[:0], f, e.Before), p.pair)
+		w.rows.Append(appendRowKey(w.keyBuf[:0], v.at()), appendRowHead(w.headBuf[:0], f, e.Before, v.note()), p.pair)
 		bytes += v.bytes()
 		resident += int64(v.size)
 		events = append(events, e)

@@ -84,6 +84,32 @@ type version struct {
 	sub    int32
 	depth  uint32 // place in the chain, for the length of jumps; may wrap
 	alone  bool   // the only change of its revision
+	noted  bool   // it begins a notedVersion
+}
+
+// notedVersion is a version with a note. Few have one, and the others are not
+// to pay for it.
+type notedVersion struct {
+	version
+	note string
+}
+
+// newVersion returns an empty version with a note, or with none if that is "".
+func newVersion(note string) *version {
+	if note == "" {
+		return new(version)
+	}
+	n := &notedVersion{note: note}
+	n.noted = true
+	return &n.version
+}
+
+// note returns what was noted beside the version, or "".
+func (v *version) note() string {
+	if !v.noted {
+		return ""
+	}
+	return (*notedVersion)(unsafe.Pointer(v)).note
 }
 
 func (v *version) deleted() bool { return v.version == 0 }
@@ -91,7 +117,16 @@ func (v *version) deleted() bool { return v.version == 0 }
 func (v *version) at() Position { return Position{v.main, v.sub} }
 
 // bytes is what the row of v takes in the table.
-func (v *version) bytes() int64 { return rowKeyBytes + rowHeadBytes + int64(v.size) }
+func (v *version) bytes() int64 { return int64(rowKeyBytes + v.headBytes() + int(v.size)) }
+
+// headBytes is what its row holds before the pair.
+func (v *version) headBytes() int {
+	if !v.noted {
+		return rowHeadBytes
+	}
+	n := len(v.note())
+	return rowHeadBytes + varintBytes(uint64(n)) + n
+}
 
 // resident returns the pair if it is in memory.
 func (v *version) resident() []byte {

@@ -53,6 +53,37 @@ func (v View) Get(key []byte) Pair {
 	return Pair{}
 }
 
+// At returns the view as of an older revision, which is not below the compacted
+// one. Overtaken tells afterwards whether all that was read from it was there.
+func (v View) At(at Revision) View {
+	v.Revision = at
+	return v
+}
+
+// Overtaken tells whether a sweep may have removed what the view shows.
+func (v View) Overtaken() bool { return Revision(v.store.floor.Load()) > v.Revision }
+
+// Ascend yields the keys in [from, to) and what they hold, in order. It looks
+// no further than it is asked to, and finds its beginning in O(log n).
+func (v View) Ascend(from, to string) iter.Seq2[string, Pair] {
+	return func(yield func(string, Pair) bool) {
+		visit := func(r *record) bool {
+			if r.key >= to {
+				return false
+			}
+			x := r.alive(v.Revision)
+			return x == nil || yield(r.key, v.store.pair(x, v.Revision))
+		}
+		if root, ok := v.rootAt(v.Revision); ok {
+			if root != nil {
+				existing(root, rank(root, from), visit)
+			}
+		} else if v.root != nil {
+			ascend(v.root, from, visit)
+		}
+	}
+}
+
 // Each yields what the keys in a span hold, in order. The keys are copies.
 func (v View) Each(span Span) iter.Seq2[[]byte, Pair] {
 	return func(yield func([]byte, Pair) bool) {
