@@ -18,12 +18,13 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/test/leak"
 )
 
-// watching opens a stream of watches that ends with the test.
 // idleWorkers wait for the next call.
 var idleWorkers = goleak.IgnoreTopFunction("github.com/kvorum/kvorum/rpc.(*workers).work")
 
+// watching opens a stream of watches that ends with the test.
 func (m *member) watching(t *testing.T, meta ...string) pb.Watch_WatchClient {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), meta...), 20*time.Second)
@@ -97,7 +98,7 @@ func TestAWatchEndsWithTheServer(t *testing.T) {
 func TestAClosedWatchLeavesNothing(t *testing.T) {
 	m := newMember(t, Options{})
 	m.put(t, "warm", "up")
-	before := goleak.IgnoreCurrent()
+	nothingLeft := leak.Since(idleWorkers)
 	for range 20 {
 		ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(t.Context(), "hasleader", "true"))
 		stream, err := pb.NewWatchClient(m.conn).Watch(ctx)
@@ -111,9 +112,7 @@ func TestAClosedWatchLeavesNothing(t *testing.T) {
 			t.Error("a canceled stream goes on")
 		}
 	}
-	if err := goleak.Find(before, idleWorkers); err != nil {
-		t.Error(err)
-	}
+	nothingLeft(t)
 	for _, line := range []string{
 		"etcd_debugging_mvcc_watch_stream_total 0", "etcd_debugging_mvcc_watcher_total 0", "etcd_debugging_mvcc_slow_watcher_total 0",
 		"etcd_debugging_mvcc_pending_events_total 0", "etcd_debugging_mvcc_events_total 20",
@@ -203,7 +202,7 @@ func TestWatchOverHTTP(t *testing.T) {
 	if _, err := m.kv().Range(t.Context(), get("a")); err != nil { // the connection is up
 		t.Fatal(err)
 	}
-	before := goleak.IgnoreCurrent()
+	nothingLeft := leak.Since(idleWorkers)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 
@@ -270,9 +269,7 @@ func TestWatchOverHTTP(t *testing.T) {
 	}
 	resp.Body.Close()
 	http.DefaultClient.CloseIdleConnections()
-	if err := goleak.Find(before, idleWorkers); err != nil {
-		t.Error(err)
-	}
+	nothingLeft(t)
 }
 
 // Browsers do not keep from a page what it receives over a WebSocket.

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -22,6 +23,9 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/kvorum/kvorum/test/port"
 )
 
 // shared serves gRPC health checks and an HTTP handler on one port, in clear
@@ -32,16 +36,14 @@ type shared struct {
 	s    *Splitter
 }
 
-func serveShared(t *testing.T) shared {
+// serveShared gives callers so much time to say what they speak.
+func serveShared(t *testing.T, timeout time.Duration) shared {
 	t.Helper()
 	auth := serverCredentials(t)
-	probe, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	at := probe.Addr().String()
-	probe.Close()
+	at := port.Free(t)
 	l, err := Listen(t.Context(), parseURLs(t, "http://"+at, "https://"+at), Options{Credentials: auth})
 	must(t, err)
-	s := &Splitter{from: l, timeout: 300 * time.Millisecond}
+	s := &Splitter{from: l, timeout: timeout}
 	s.start()
 
 	g := grpc.NewServer()
@@ -75,7 +77,7 @@ func (s shared) grpcClient(t *testing.T, secure bool) *grpc.ClientConn {
 }
 
 func TestAllProtocolsOnOnePort(t *testing.T) {
-	s := serveShared(t)
+	s := serveShared(t, patience)
 	for _, secure := range []bool{false, true} {
 		scheme := "http"
 		if secure {
@@ -121,56 +123,66 @@ func TestAllProtocolsOnOnePort(t *testing.T) {
 // Clients connect to every member ahead of need, and may ask nothing for
 // hours; they still expect to be answered when they ping.
 func TestIdleCallerMayStayAndPing(t *testing.T) {
-	s := serveShared(t)
-	cc := s.grpcClient(t, false)
-	cc.Connect()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-	defer cancel()
-	for state := cc.GetState(); state != connectivity.Ready; state = cc.GetState() {
-		if !cc.WaitForStateChange(ctx, state) {
+	synctest.Test(t, func(t *testing.T) {
+		l := bufconn.Listen(64 << 10)
+		s := Split(l)
+		g := grpc.NewServer()
+		healthpb.RegisterHealthServer(g, health.NewServer())
+		var running sync.WaitGroup
+		running.Go(func() { g.Serve(s.GRPC()) })
+		defer running.Wait()
+		defer g.Stop()
+		defer s.Close()
+
+		dial := func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }
+		cc, err := grpc.NewClient("passthrough:///idle", grpc.WithContextDialer(dial),
+			grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithIdleTimeout(0))
+		must(t, err)
+		defer cc.Close()
+		cc.Connect()
+		synctest.Wait()
+		if state := cc.GetState(); state != connectivity.Ready {
 			t.Fatalf("client is %v", state)
 		}
-	}
 
-	c, err := net.Dial("tcp", s.at)
-	must(t, err)
-	defer c.Close()
-	fr := http2.NewFramer(c, c)
-	io.WriteString(c, http2.ClientPreface)
-	must(t, fr.WriteSettings())
-	want := func(kind http2.FrameType) http2.Frame {
-		t.Helper()
-		c.SetReadDeadline(time.Now().Add(5 * time.Second))
-		f, err := fr.ReadFrame()
+		c, err := l.DialContext(t.Context())
 		must(t, err)
-		if f.Header().Type != kind {
-			t.Fatalf("got %v, want %v", f, kind)
+		defer c.Close()
+		fr := http2.NewFramer(c, c)
+		io.WriteString(c, http2.ClientPreface)
+		must(t, fr.WriteSettings())
+		want := func(kind http2.FrameType) http2.Frame {
+			t.Helper()
+			f, err := fr.ReadFrame()
+			must(t, err)
+			if f.Header().Type != kind {
+				t.Fatalf("got %v, want %v", f, kind)
+			}
+			return f
 		}
-		return f
-	}
-	want(http2.FrameSettings)
-	must(t, fr.WriteSettingsAck())
-	for i := range 3 {
-		// Longer than any deadline of the splitter: this caller owes nothing.
-		c.SetReadDeadline(time.Now().Add(2 * s.s.timeout))
-		if _, err := fr.ReadFrame(); !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Fatalf("the idle caller got %v", err)
+		want(http2.FrameSettings)
+		must(t, fr.WriteSettingsAck())
+		for i := range 3 {
+			time.Sleep(time.Hour) // this caller owes nothing
+			must(t, fr.WritePing(false, [8]byte{byte(i)}))
+			if f := want(http2.FramePing).(*http2.PingFrame); !f.IsAck() || f.Data[0] != byte(i) {
+				t.Fatalf("got %v", f)
+			}
 		}
-		must(t, fr.WritePing(false, [8]byte{byte(i)}))
-		if f := want(http2.FramePing).(*http2.PingFrame); !f.IsAck() || f.Data[0] != byte(i) {
-			t.Fatalf("got %v", f)
-		}
-	}
 
-	answer, err := healthpb.NewHealthClient(cc).Check(t.Context(), &healthpb.HealthCheckRequest{})
-	must(t, err)
-	if answer.Status != healthpb.HealthCheckResponse_SERVING {
-		t.Error(answer.Status)
-	}
+		if state := cc.GetState(); state != connectivity.Ready {
+			t.Errorf("after hours the client is %v", state)
+		}
+		answer, err := healthpb.NewHealthClient(cc).Check(t.Context(), &healthpb.HealthCheckRequest{})
+		must(t, err)
+		if answer.Status != healthpb.HealthCheckResponse_SERVING {
+			t.Error(answer.Status)
+		}
+	})
 }
 
 func TestSlowCallersAreCutOff(t *testing.T) {
-	s := serveShared(t)
+	s := serveShared(t, 50*time.Millisecond)
 	for name, text := range map[string]string{
 		"silent":             "",
 		"half a preface":     http2.ClientPreface[:10],
@@ -188,7 +200,7 @@ func TestSlowCallersAreCutOff(t *testing.T) {
 			if text == "" {
 				c.(*net.TCPConn).CloseWrite()
 			}
-			c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			c.SetReadDeadline(time.Now().Add(patience))
 			if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Error("stayed")
 			}
@@ -197,12 +209,12 @@ func TestSlowCallersAreCutOff(t *testing.T) {
 }
 
 func TestGarbageGoesToHTTP(t *testing.T) {
-	s := serveShared(t)
+	s := serveShared(t, patience)
 	for _, text := range []string{"\x00\x01\x02\x03 is no request\r\n\r\n", "PRIMA HTTP/1.1\r\n\r\n", "nonsense and more of it\r\n\r\n"} {
 		c, err := net.Dial("tcp", s.at)
 		must(t, err)
 		io.WriteString(c, text)
-		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		c.SetReadDeadline(time.Now().Add(patience))
 		got, err := io.ReadAll(c)
 		if errors.Is(err, os.ErrDeadlineExceeded) || !bytes.Contains(got, []byte("400 Bad Request")) {
 			t.Errorf("%q: got %q, %v", text, got, err)
@@ -212,7 +224,7 @@ func TestGarbageGoesToHTTP(t *testing.T) {
 }
 
 func TestChurnLeavesNothingBehind(t *testing.T) {
-	s := serveShared(t)
+	s := serveShared(t, patience)
 	config := s.auth.Client()
 	var running sync.WaitGroup
 	for worker := range 4 {
@@ -273,7 +285,7 @@ func TestCallersAreTurnedAwayPolitely(t *testing.T) {
 		c, err := net.Dial("tcp", l.Addr().String())
 		must(t, err)
 		defer c.Close()
-		must(t, c.SetDeadline(time.Now().Add(5*time.Second)))
+		must(t, c.SetDeadline(time.Now().Add(patience)))
 		io.WriteString(c, http2.ClientPreface+"\x00\x00\x00\x04\x00\x00\x00\x00\x00")
 		fr := http2.NewFramer(c, c)
 		if f, err := fr.ReadFrame(); err != nil || f.Header().Type != http2.FrameSettings {

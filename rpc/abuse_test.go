@@ -151,7 +151,7 @@ func TestWhoDoesNotRead(t *testing.T) {
 			runtime.ReadMemStats(&before)
 			for i := uint32(0); ask(w, i) == nil; i++ {
 				if i%256 == 0 {
-					w.nc.SetDeadline(time.Now().Add(10 * time.Second))
+					w.nc.SetDeadline(time.Now().Add(patience))
 				}
 			}
 			runtime.GC()
@@ -162,7 +162,7 @@ func TestWhoDoesNotRead(t *testing.T) {
 			}
 			io.Copy(io.Discard, w.nc) // and is sent away
 			if err := w.WritePing(false, [8]byte{}); err == nil {
-				w.nc.SetDeadline(time.Now().Add(10 * time.Second))
+				w.nc.SetDeadline(time.Now().Add(patience))
 				if _, err := io.ReadAll(w.nc); errors.Is(err, os.ErrDeadlineExceeded) {
 					t.Error("it may stay")
 				}
@@ -175,7 +175,7 @@ func TestWhoDoesNotRead(t *testing.T) {
 func TestGrants(t *testing.T) {
 	const size = 3 << 20
 	client, _, _ := ready(t, rpc.Options{GrantBytesMax: 5 << 20})
-	ctx := within(t, 30*time.Second)
+	ctx := within(t, patience)
 	var running sync.WaitGroup
 	for i := range 12 {
 		running.Go(func() {
@@ -288,7 +288,7 @@ func FuzzFrames(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer nc.Close()
-		nc.SetDeadline(time.Now().Add(10 * time.Second))
+		nc.SetDeadline(time.Now().Add(patience))
 		go func() {
 			// What no frame can begin with makes the server end the connection.
 			fmt.Fprintf(nc, "%s%s%s", http2.ClientPreface, frames, strings.Repeat("\xff", 32<<10))

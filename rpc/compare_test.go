@@ -183,7 +183,7 @@ func TestClientsCannotTell(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ctx := within(t, 10*time.Second)
+			ctx := within(t, patience)
 			got, want := ask(ctx, conns["rpc"]), ask(ctx, conns["grpc-go"])
 			if got != want {
 				t.Errorf("rpc:     %.2000s\ngrpc-go: %.2000s", got, want)

@@ -7,14 +7,15 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kvorum/kvorum/rpc"
@@ -36,8 +37,12 @@ func rawDial(t *testing.T, addr string) *wire {
 	if err != nil {
 		t.Fatal(err)
 	}
+	nc.SetDeadline(time.Now().Add(patience))
+	return newWire(t, nc)
+}
+
+func newWire(t *testing.T, nc net.Conn) *wire {
 	t.Cleanup(func() { nc.Close() })
-	nc.SetDeadline(time.Now().Add(10 * time.Second))
 	w := &wire{t: t, nc: nc, Framer: http2.NewFramer(nc, nc)}
 	w.encoder = hpack.NewEncoder(&w.block)
 	w.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
@@ -49,10 +54,40 @@ func rawDial(t *testing.T, addr string) *wire {
 func greeted(t *testing.T, addr string, settings ...http2.Setting) *wire {
 	t.Helper()
 	w := rawDial(t, addr)
+	w.greet(settings...)
+	return w
+}
+
+func (w *wire) greet(settings ...http2.Setting) {
 	io.WriteString(w.nc, http2.ClientPreface)
 	w.WriteSettings(settings...)
 	w.WriteSettingsAck()
-	return w
+}
+
+// timed lets talk have a conversation in which time only passes while both
+// sides wait, so that it can be told to the millisecond what happens when.
+func timed(t *testing.T, o rpc.Options, s *service, talk func(t *testing.T, w *wire)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		l := bufconn.Listen(64 << 10)
+		serve(t, rpc.New(o), l, testService(s))
+		nc, err := l.DialContext(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		talk(t, newWire(t, nc))
+	})
+}
+
+// wantsAfter wants silence for so long, and then what follows.
+func (w *wire) wantsAfter(d time.Duration, all ...string) {
+	w.t.Helper()
+	began := time.Now()
+	w.wants(all[0])
+	if took := time.Since(began); took != d {
+		w.t.Errorf("%q came after %v, want %v", all[0], took, d)
+	}
+	w.wants(all[1:]...)
 }
 
 const (
@@ -107,10 +142,11 @@ func (w *wire) next() (http2.Frame, error) {
 // say tells a frame in few words.
 func say(f http2.Frame, err error) string {
 	if err != nil {
+		var late net.Error
 		switch {
 		case errors.Is(err, io.EOF):
 			return "closed"
-		case errors.Is(err, os.ErrDeadlineExceeded):
+		case errors.As(err, &late) && late.Timeout():
 			return "silence"
 		}
 		return "broken"

@@ -30,7 +30,7 @@ func TestGracefulStopLetsCallsEnd(t *testing.T) {
 
 	// Soon nobody gets in any more, while the call goes on.
 	for {
-		_, err := client.EmptyCall(within(t, 10*time.Second), &grpc_testing.Empty{})
+		_, err := client.EmptyCall(within(t, patience), &grpc_testing.Empty{})
 		if status.Code(err) == codes.Unavailable {
 			break
 		}
@@ -116,7 +116,7 @@ func TestStopReachesThoseWhoSaidNothing(t *testing.T) {
 				close(done)
 			}()
 			await(t, done)
-			silent.nc.SetDeadline(time.Now().Add(10 * time.Second))
+			silent.nc.SetDeadline(time.Now().Add(patience))
 			for {
 				if _, err := silent.ReadFrame(); err != nil {
 					if got := say(nil, err); got == "silence" {
@@ -132,60 +132,72 @@ func TestStopReachesThoseWhoSaidNothing(t *testing.T) {
 // TestAge also shows the two steps of leaving: calls that were under way
 // count, until the client has said that it knows.
 func TestAge(t *testing.T) {
-	s := &service{entered: make(chan string, 10), release: make(chan struct{})}
-	w := greeted(t, start(t, rpc.New(rpc.Options{ConnectionAgeMax: 50 * time.Millisecond}), testService(s)))
-	w.ask(1, false, append(usual(emptyCall), "wait", "1")...)
-	w.WriteData(1, true, nothing)
-	w.wants("goaway NO_ERROR max_age")
-	ping, err := w.next()
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.ask(3, false, usual(emptyCall)...)
-	w.WriteData(3, true, nothing)
-	w.wants(answered(3)...)
-	w.WritePing(true, ping.(*http2.PingFrame).Data)
-	w.wants("goaway NO_ERROR ")
-	w.ask(5, false, usual(emptyCall)...)
-	w.WriteData(5, true, nothing) // nobody cares
-	close(s.release)
-	w.wants(answered(1)...)
-	w.wants("closed")
+	s := &service{}
+	timed(t, rpc.Options{ConnectionAgeMax: time.Hour}, s, func(t *testing.T, w *wire) {
+		s.entered, s.release = make(chan string, 10), make(chan struct{})
+		w.greet()
+		w.ask(1, false, append(usual(emptyCall), "wait", "1")...)
+		w.WriteData(1, true, nothing)
+		w.wants("goaway NO_ERROR max_age")
+		ping, err := w.next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.ask(3, false, usual(emptyCall)...)
+		w.WriteData(3, true, nothing)
+		w.wants(answered(3)...)
+		w.WritePing(true, ping.(*http2.PingFrame).Data)
+		w.wants("goaway NO_ERROR ")
+		w.ask(5, false, usual(emptyCall)...)
+		w.WriteData(5, true, nothing) // nobody cares
+		close(s.release)
+		w.wants(answered(1)...)
+		w.wants("closed")
+	})
 }
 
 func TestAgeHasAGrace(t *testing.T) {
-	s := &service{entered: make(chan string, 10)}
-	w := greeted(t, start(t, rpc.New(rpc.Options{ConnectionAgeMax: 20 * time.Millisecond, ConnectionAgeGrace: 20 * time.Millisecond}), testService(s)))
-	w.ask(1, false, append(usual(emptyCall), "wait", "1")...)
-	w.WriteData(1, true, nothing)
-	w.wants("goaway NO_ERROR max_age", "ping ack=false", "closed")
-	if await(t, s.entered); await(t, s.entered) != "context canceled" {
-		t.Error("the handler was told something else")
-	}
+	s := &service{}
+	timed(t, rpc.Options{ConnectionAgeMax: time.Hour, ConnectionAgeGrace: time.Second}, s, func(t *testing.T, w *wire) {
+		s.entered = make(chan string, 10)
+		w.greet()
+		w.ask(1, false, append(usual(emptyCall), "wait", "1")...)
+		w.WriteData(1, true, nothing)
+		w.wants("goaway NO_ERROR max_age", "ping ack=false")
+		w.wantsAfter(time.Second, "closed")
+		if <-s.entered; <-s.entered != "context canceled" {
+			t.Error("the handler was told something else")
+		}
+	})
 }
 
 func TestIdleness(t *testing.T) {
-	s := &service{entered: make(chan string, 10), release: make(chan struct{})}
-	w := greeted(t, start(t, rpc.New(rpc.Options{ConnectionIdleMax: 50 * time.Millisecond}), testService(s)))
-	w.ask(1, false, append(usual(emptyCall), "wait", "1")...)
-	w.WriteData(1, true, nothing)
-	await(t, s.entered)
-	w.nc.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
-	w.wants("silence") // it is not idle
-	w.nc.SetReadDeadline(time.Now().Add(10 * time.Second))
-	close(s.release)
-	w.wants(answered(1)...)
-	w.wants("goaway NO_ERROR max_idle")
+	s := &service{}
+	timed(t, rpc.Options{ConnectionIdleMax: time.Minute}, s, func(t *testing.T, w *wire) {
+		s.entered, s.release = make(chan string, 10), make(chan struct{})
+		w.greet()
+		w.ask(1, false, append(usual(emptyCall), "wait", "1")...)
+		w.WriteData(1, true, nothing)
+		w.nc.SetReadDeadline(time.Now().Add(time.Hour))
+		w.wants("silence") // it is not idle
+		w.nc.SetReadDeadline(time.Time{})
+		close(s.release)
+		w.wants(answered(1)...)
+		w.wantsAfter(time.Minute, "goaway NO_ERROR max_idle")
+	})
 }
 
 func TestKeepalive(t *testing.T) {
-	addr := start(t, rpc.New(rpc.Options{KeepaliveInterval: 50 * time.Millisecond, KeepaliveTimeout: 100 * time.Millisecond}))
-	w := greeted(t, addr)
-	for range 3 { // as long as it shows life it may stay
-		w.wants("ping ack=false")
-		w.WritePing(true, [8]byte{})
-	}
-	w.wants("ping ack=false", "closed")
+	timed(t, rpc.Options{KeepaliveInterval: time.Minute, KeepaliveTimeout: time.Second}, &service{}, func(t *testing.T, w *wire) {
+		w.greet()
+		for range 3 { // as long as it shows life it may stay
+			w.wantsAfter(time.Minute, "ping ack=false")
+			time.Sleep(time.Millisecond)
+			w.WritePing(true, [8]byte{})
+		}
+		w.wantsAfter(time.Minute, "ping ack=false")
+		w.wantsAfter(time.Second, "closed")
+	})
 }
 
 func TestPingsMayBeAllowed(t *testing.T) {
@@ -213,13 +225,7 @@ func TestPingsMayBeAllowed(t *testing.T) {
 }
 
 func TestHandshakeTakesNoLongerThanItMay(t *testing.T) {
-	w := rawDial(t, start(t, rpc.New(rpc.Options{HandshakeTimeout: 50 * time.Millisecond})))
-	for {
-		if _, err := w.ReadFrame(); err != nil {
-			if got := say(nil, err); got != "closed" {
-				t.Error(got)
-			}
-			return
-		}
-	}
+	timed(t, rpc.Options{HandshakeTimeout: time.Second}, &service{}, func(t *testing.T, w *wire) {
+		w.wantsAfter(time.Second, "closed")
+	})
 }

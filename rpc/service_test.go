@@ -171,6 +171,9 @@ type server interface {
 	Stop()
 }
 
+// patience is longer than anything may take on the busiest machine.
+const patience = 2 * time.Minute
+
 // start serves s on a port of its own until the test ends, and returns where.
 func start(t testing.TB, s server, services ...func(grpc.ServiceRegistrar)) string {
 	t.Helper()
@@ -178,6 +181,11 @@ func start(t testing.TB, s server, services ...func(grpc.ServiceRegistrar)) stri
 	if err != nil {
 		t.Fatal(err)
 	}
+	serve(t, s, l, services...)
+	return l.Addr().String()
+}
+
+func serve(t testing.TB, s server, l net.Listener, services ...func(grpc.ServiceRegistrar)) {
 	for _, register := range services {
 		register(s)
 	}
@@ -189,7 +197,6 @@ func start(t testing.TB, s server, services ...func(grpc.ServiceRegistrar)) stri
 			t.Errorf("Serve: %v", err)
 		}
 	})
-	return l.Addr().String()
 }
 
 func testService(s *service) func(grpc.ServiceRegistrar) {

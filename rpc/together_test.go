@@ -60,7 +60,7 @@ func TestCallsThatWaitTogether(t *testing.T) {
 	ask := func(joins bool) {
 		client := grpc_testing.NewTestServiceClient(dial(t, addr))
 		calls.Go(func() {
-			r, err := client.UnaryCall(within(t, 20*time.Second), &grpc_testing.SimpleRequest{FillUsername: joins})
+			r, err := client.UnaryCall(within(t, patience), &grpc_testing.SimpleRequest{FillUsername: joins})
 			mu.Lock()
 			defer mu.Unlock()
 			if got = append(got, r.GetUsername()); err != nil {

@@ -9,13 +9,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/kvorum/kvorum/fault"
 	"github.com/kvorum/kvorum/state"
+	"github.com/kvorum/kvorum/test/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 func everything(from state.Revision) Request {
 	return Request{Span: state.Span{Key: []byte{0}, End: []byte{0}}, From: from}
