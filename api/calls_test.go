@@ -132,7 +132,7 @@ func TestCallsAreCounted(t *testing.T) {
 // waitFor returns the page once it has the line.
 func waitFor(t *testing.T, url, line string) string {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		resp, err := http.Get(url)
 		if err != nil {

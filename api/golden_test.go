@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -26,6 +25,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
+
+	"github.com/kvorum/kvorum/test/port"
 )
 
 // TestGolden asks us what a real etcd was asked, and wants its answers. Each
@@ -62,7 +63,7 @@ type target struct {
 //	call SERVICE/METHOD [name=value]      over gRPC, the request as JSON below; name=value is metadata
 func (to target) run(t *testing.T, d *datadriven.TestData) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if d.Cmd == "call" {
 		return to.call(ctx, t, d)
@@ -211,7 +212,7 @@ func normal(body []byte) string {
 // startEtcd runs a real etcd with an empty store.
 func startEtcd(t *testing.T, binary string) target {
 	t.Helper()
-	client, peer := freeAddress(t), freeAddress(t)
+	client, peer := port.Free(t), port.Free(t)
 	cmd := exec.Command(binary, "--name=m", "--data-dir="+t.TempDir(),
 		"--listen-client-urls=http://"+client, "--advertise-client-urls=http://"+client,
 		"--listen-peer-urls=http://"+peer, "--initial-advertise-peer-urls=http://"+peer, "--initial-cluster=m=http://"+peer)
@@ -250,20 +251,10 @@ func startEtcd(t *testing.T, binary string) target {
 	})
 	select {
 	case <-ready:
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("etcd is not ready")
 	}
 	return target{url: "http://" + client, conn: dial(t, client)}
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func dial(t *testing.T, address string) *grpc.ClientConn {

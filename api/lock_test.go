@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"testing"
-	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -14,6 +13,7 @@ import (
 	"github.com/kvorum/kvorum/fault"
 	"github.com/kvorum/kvorum/internal/electionpb"
 	"github.com/kvorum/kvorum/internal/lockpb"
+	"github.com/kvorum/kvorum/state"
 )
 
 func (m *member) locks() lockpb.LockClient             { return lockpb.NewLockClient(m.conn) }
@@ -30,17 +30,30 @@ func (m *member) client(t *testing.T) *clientv3.Client {
 }
 
 // queued returns once so many keys stand in the queue for a name.
-func (m *member) queued(t *testing.T, name string, want int64) {
+func (m *member) queued(t *testing.T, name string, want int) {
 	t.Helper()
-	for {
-		resp, err := m.kv().Range(t.Context(), &pb.RangeRequest{Key: []byte(name + "/"), RangeEnd: []byte(name + "0"), CountOnly: true})
+	queue := state.Span{Key: []byte(name + "/"), End: []byte(name + "0")}
+	now, err := m.kv().Range(t.Context(), &pb.RangeRequest{Key: queue.Key, RangeEnd: queue.End, KeysOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stand := map[string]bool{}
+	for _, kv := range now.Kvs {
+		stand[string(kv.Key)] = true
+	}
+	if len(stand) == want {
+		return
+	}
+	for e, err := range m.hub.Follow(t.Context(), queue, state.Revision(now.Header.Revision)+1) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if resp.Count == want {
+		if stand[string(e.Key)] = true; e.Deleted {
+			delete(stand, string(e.Key))
+		}
+		if len(stand) == want {
 			return
 		}
-		time.Sleep(time.Millisecond)
 	}
 }
 

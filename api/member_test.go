@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"sync"
 	"testing"
@@ -15,6 +16,9 @@ import (
 	"github.com/kvorum/kvorum/watch"
 )
 
+// patience is longer than anything may take on the busiest machine.
+const patience = time.Minute
+
 // member is an api before a real machine, with a server for gRPC and one for
 // HTTP as node would set them up. Its log is the order in which proposals
 // arrive: with one member, that is what agreement comes down to.
@@ -22,6 +26,7 @@ type member struct {
 	target
 	*sequencer
 	api     *API
+	http    http.Handler
 	options Options
 	server  *rpc.Server
 }
@@ -62,6 +67,7 @@ func newMember(t *testing.T, o Options) *member {
 	if err != nil {
 		t.Fatal(err)
 	}
+	m.http = handler
 	web := httptest.NewServer(handler)
 	t.Cleanup(web.Close)
 	m.url = web.URL

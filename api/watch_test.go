@@ -27,7 +27,7 @@ var idleWorkers = goleak.IgnoreTopFunction("github.com/kvorum/kvorum/rpc.(*worke
 // watching opens a stream of watches that ends with the test.
 func (m *member) watching(t *testing.T, meta ...string) pb.Watch_WatchClient {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), meta...), 20*time.Second)
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), meta...), patience)
 	t.Cleanup(cancel)
 	stream, err := pb.NewWatchClient(m.conn).Watch(ctx)
 	if err != nil {
@@ -203,7 +203,7 @@ func TestWatchOverHTTP(t *testing.T) {
 		t.Fatal(err)
 	}
 	nothingLeft := leak.Since(idleWorkers)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, m.url+"/v3/watch", strings.NewReader(`{"create_request":{"key":"YQ=="}}`))
