@@ -3,7 +3,7 @@
 // neither how members agree nor how data lies on disk: what it needs of them
 // it asks of a Backend.
 //
-//	Register   puts the services on a gRPC server, whichever it is
+//	Register   puts the services on a gRPC server
 //	HTTP       answers everything else on the client's port
 //	Monitoring answers on the separate port for metrics and probes
 //	Members    is asked by other members
@@ -173,7 +173,8 @@ func (a *API) versions() ops.Versions {
 func (a *API) MessageBytesMax() int { return a.options.RequestBytesMax + frameOverhead }
 
 // Register puts every service on s. Each call is admitted, measured and
-// reported by what stands around its method: s needs no interceptors.
+// reported by what stands around its method: s needs no interceptors. It is one
+// of package rpc, or another whose streams take rpc.Messages.
 func (a *API) Register(s grpc.ServiceRegistrar) {
 	v3.Register(a.services(), a.gate, a.backend, registrar{s, a.calls})
 }

@@ -35,10 +35,15 @@ func told(reply any, header, trailer metadata.MD, err error) string {
 func TestClientsCannotTell(t *testing.T) {
 	const receiveMax, sendMax = 1 << 20, 2 << 20
 	ours := rpc.New(rpc.Options{ReceiveBytesMax: receiveMax, SendBytesMax: sendMax})
+	bytewise := rpc.New(rpc.Options{ReceiveBytesMax: receiveMax, SendBytesMax: sendMax})
 	theirs := grpc.NewServer(grpc.MaxRecvMsgSize(receiveMax), grpc.MaxSendMsgSize(sendMax))
 	conns := map[string]*grpc.ClientConn{}
-	for name, s := range map[string]server{"rpc": ours, "grpc-go": theirs} {
-		conns[name] = dial(t, start(t, s, testService(&service{})),
+	for name, s := range map[string]server{"rpc": ours, "rpc in bytes": bytewise, "grpc-go": theirs} {
+		serve := testService(&service{})
+		if s == bytewise {
+			serve = func(r grpc.ServiceRegistrar) { grpc_testing.RegisterTestServiceServer(r, inBytes{&service{}}) }
+		}
+		conns[name] = dial(t, start(t, s, serve),
 			grpc.WithUserAgent("test"), grpc.WithAuthority("same"),
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
 	}
@@ -56,8 +61,8 @@ func TestClientsCannotTell(t *testing.T) {
 		reply, err := grpc_testing.NewTestServiceClient(c).UnaryCall(ctx, r, options...)
 		return told(fmt.Sprint(len(reply.GetPayload().GetBody()), bytes.Count(reply.GetPayload().GetBody(), []byte{7})), header, trailer, err)
 	}
-	duplex := func(ctx context.Context, c *grpc.ClientConn, sizes ...int) string {
-		stream, err := grpc_testing.NewTestServiceClient(c).FullDuplexCall(ctx)
+	duplexWith := func(ctx context.Context, c *grpc.ClientConn, options []grpc.CallOption, sizes ...int) string {
+		stream, err := grpc_testing.NewTestServiceClient(c).FullDuplexCall(ctx, options...)
 		if err != nil {
 			return err.Error()
 		}
@@ -81,6 +86,10 @@ func TestClientsCannotTell(t *testing.T) {
 		}
 		header, _ := stream.Header()
 		return told(got, header, stream.Trailer(), err)
+	}
+
+	duplex := func(ctx context.Context, c *grpc.ClientConn, sizes ...int) string {
+		return duplexWith(ctx, c, nil, sizes...)
 	}
 
 	for name, ask := range map[string]func(context.Context, *grpc.ClientConn) string{
@@ -173,6 +182,9 @@ func TestClientsCannotTell(t *testing.T) {
 		"duplex":               func(ctx context.Context, c *grpc.ClientConn) string { return duplex(ctx, c, 1, 0, 300_000, 5) },
 		"duplex without words": func(ctx context.Context, c *grpc.ClientConn) string { return duplex(ctx, c) },
 		"duplex too large":     func(ctx context.Context, c *grpc.ClientConn) string { return duplex(ctx, c, 1, receiveMax+1) },
+		"duplex compressed": func(ctx context.Context, c *grpc.ClientConn) string {
+			return duplexWith(ctx, c, []grpc.CallOption{grpc.UseCompressor(gzip.Name)}, 1, 0, 300_000, 5)
+		},
 		"duplex that fails": func(ctx context.Context, c *grpc.ClientConn) string {
 			return duplex(wants(ctx, "fail", "details", "echo", "1", "x-a", "b"), c, 1, 2)
 		},
@@ -184,9 +196,11 @@ func TestClientsCannotTell(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx := within(t, patience)
-			got, want := ask(ctx, conns["rpc"]), ask(ctx, conns["grpc-go"])
-			if got != want {
-				t.Errorf("rpc:     %.2000s\ngrpc-go: %.2000s", got, want)
+			want := ask(ctx, conns["grpc-go"])
+			for _, name := range []string{"rpc", "rpc in bytes"} {
+				if got := ask(ctx, conns[name]); got != want {
+					t.Errorf("%s: %.2000s\ngrpc-go: %.2000s", name, got, want)
+				}
 			}
 		})
 	}

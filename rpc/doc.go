@@ -9,7 +9,8 @@
 //	intake.go  what frames are read with, lent to who has something to read
 //	headers.go what a request's headers say; encoder.go: those of the answer
 //	stream.go  one call; context.go: as a context; server_stream.go: as handlers see it
-//	message.go what is sent and received: compressed, encoded, limited
+//	message.go what is sent and received: compressed, encoded, limited;
+//	messages.go the same for handlers that encode, and send many at once
 //	send.go    windows, turns, and the one write for all that is ready
 //	keep.go    pings, age and idleness
 //	pool.go    goroutines and buffers that are used again

@@ -19,14 +19,17 @@ import (
 // length.
 const prefixBytes = 5
 
+func messageLength(b []byte) int     { return int(binary.BigEndian.Uint32(b[1:])) }
+func putLength(b []byte, length int) { binary.BigEndian.PutUint32(b[1:], uint32(length)) }
+
 // checkPrefix tells how many bytes follow the prefix that b begins with, or
 // why they are not wanted. b is at least a prefix.
 func (s *stream) checkPrefix(b []byte) (length int, err error) {
-	n := binary.BigEndian.Uint32(b[1:])
+	n := messageLength(b)
 	if uint64(n) > uint64(s.c.options.ReceiveBytesMax) {
 		return 0, status.Errorf(codes.ResourceExhausted, "grpc: received message larger than max (%d vs. %d)", n, s.c.options.ReceiveBytesMax)
 	}
-	return int(n), nil
+	return n, nil
 }
 
 var (
@@ -148,7 +151,7 @@ func (s *stream) seal(buf *buffer) error {
 	if n > s.c.options.SendBytesMax {
 		return status.Errorf(codes.ResourceExhausted, "trying to send message larger than max (%d vs. %d)", n, s.c.options.SendBytesMax)
 	}
-	binary.BigEndian.PutUint32(buf.b[1:], uint32(n))
+	putLength(buf.b, n)
 	return nil
 }
 

@@ -103,14 +103,23 @@ func (ss *serverStream) SendHeader(md metadata.MD) error {
 
 func (ss *serverStream) SetTrailer(md metadata.MD) { _ = (*transportStream)(ss.s).SetTrailer(md) }
 
-// SendMsg returns when the message is on its way: it waits for the client's
-// windows and for those who came before.
+// SendMsg returns when the message, or all of Messages, is on its way: it waits
+// for the client's windows and for those who came before.
 func (ss *serverStream) SendMsg(m any) error {
 	s, c := ss.s, ss.s.c
-	buf, err := s.encode(m)
+	var buf *buffer
+	var err error
+	if all, many := m.(*Messages); many {
+		buf, err = s.sealAll(all)
+	} else {
+		buf, err = s.encode(m)
+	}
 	if err != nil {
 		ss.fail(err)
 		return err
+	}
+	if buf == nil {
+		return nil
 	}
 	c.mu.Lock()
 	if s.closed || s.answered || s.ending.over() {
@@ -133,11 +142,19 @@ func (ss *serverStream) SendMsg(m any) error {
 	return nil
 }
 
-// RecvMsg waits for the next message.
+// RecvMsg waits for the next message, and gives all that are there to Messages.
 func (ss *serverStream) RecvMsg(m any) error {
-	b, err := ss.receive()
+	all, many := m.(*Messages)
+	if many {
+		all.drop()
+	}
+	b, err := ss.receive(many)
 	ss.s.c.flush() // the client may send on
-	if err == nil {
+	switch {
+	case err != nil:
+	case many:
+		err = ss.s.fill(all, b)
+	default:
 		err = ss.s.decode(b.b, m)
 		b.free()
 	}
@@ -161,8 +178,8 @@ func (ss *serverStream) fail(err error) {
 	c.flush()
 }
 
-// receive returns the next message, with its prefix.
-func (ss *serverStream) receive() (*buffer, error) {
+// receive returns the next message, with its prefix, or all that are there.
+func (ss *serverStream) receive(many bool) (*buffer, error) {
 	s, c := ss.s, ss.s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -170,9 +187,10 @@ func (ss *serverStream) receive() (*buffer, error) {
 	if err != nil {
 		return nil, err
 	}
-	buf := newBuffer()
-	buf.b = append(buf.b, s.unread()[:n]...)
-	s.take(n)
+	if many {
+		n = s.wholeMessages()
+	}
+	buf := s.taken(n)
 	if s.granted > 0 {
 		c.returnGrant(s)
 	}

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/kvorum/kvorum/rpc"
@@ -159,6 +160,45 @@ func (s *service) FullDuplexCall(stream grpc.BidiStreamingServer[grpc_testing.St
 		}
 		if err := stream.Send(&grpc_testing.StreamingOutputCallResponse{Payload: r.Payload}); err != nil {
 			return err
+		}
+	}
+}
+
+// inBytes is a service whose duplex calls are answered from bytes to bytes.
+type inBytes struct{ *service }
+
+func (s inBytes) FullDuplexCall(stream grpc.BidiStreamingServer[grpc_testing.StreamingOutputCallRequest, grpc_testing.StreamingOutputCallResponse]) error {
+	if err := s.obey(stream.Context()); err != nil {
+		return err
+	}
+	var in, out rpc.Messages
+	for {
+		if err := stream.RecvMsg(&in); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		for b := range in.All() {
+			var r grpc_testing.StreamingOutputCallRequest
+			if err := proto.Unmarshal(b, &r); err != nil {
+				return err
+			}
+			out.Add(func(b []byte) []byte {
+				b, err := proto.MarshalOptions{}.MarshalAppend(b, &grpc_testing.StreamingOutputCallResponse{Payload: r.Payload})
+				if err != nil {
+					panic(err)
+				}
+				return b
+			})
+		}
+		if out.Len() != in.Len() {
+			return fmt.Errorf("%d answers to %d messages", out.Len(), in.Len())
+		}
+		if err := stream.SendMsg(&out); err != nil {
+			return err
+		}
+		if out.Len() > 0 || out.Bytes() > 0 {
+			return errors.New("there are messages left")
 		}
 	}
 }

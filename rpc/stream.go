@@ -100,13 +100,18 @@ func (s *stream) unread() []byte {
 	return s.received.b[s.at:]
 }
 
-// take steps over n bytes of what was received. c.mu is held.
-func (s *stream) take(n int) {
-	s.at += n
-	if s.at == len(s.received.b) {
-		s.received.free()
-		s.received, s.at = nil, 0
+// taken steps over n bytes of what was received, and returns them. c.mu is held.
+func (s *stream) taken(n int) *buffer {
+	if whole := s.received; s.at == 0 && n == len(whole.b) {
+		s.received = nil
+		return whole
 	}
+	buf := newBuffer()
+	buf.b = append(buf.b, s.unread()[:n]...)
+	if s.at += n; s.at == len(s.received.b) {
+		s.dropReceived()
+	}
+	return buf
 }
 
 // dropReceived forgets what nobody will take.

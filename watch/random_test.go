@@ -238,6 +238,7 @@ type listener struct {
 	stream   *Stream
 	by       *rand.Rand
 	watchers map[int64]*watcher // owned by listen
+	events   []Event            // of the last message that had any
 
 	mu struct {
 		sync.Mutex
@@ -334,15 +335,20 @@ func (l *listener) listen(ctx context.Context) {
 			l.pause(l.by)
 		}
 		m, err := l.stream.Next(ctx)
+		for more := true; more && err == nil; {
+			l.check(m)
+			if l.watchers[last] != nil && m.ID == NoID {
+				if end := l.machine.View().Revision; m.Revision != end {
+					l.t.Errorf("at the end %d is said to be reached, not %d", m.Revision, end)
+				}
+				return
+			}
+			if more = l.by.IntN(4) > 0; more {
+				m, more, err = l.stream.More()
+			}
+		}
 		if err != nil {
 			l.t.Error(err)
-			return
-		}
-		l.check(m)
-		if l.watchers[last] != nil && m.ID == NoID {
-			if end := l.machine.View().Revision; m.Revision != end {
-				l.t.Errorf("at the end %d is said to be reached, not %d", m.Revision, end)
-			}
 			return
 		}
 	}
@@ -396,6 +402,12 @@ func (l *listener) due(w *watcher) (due []record) {
 }
 
 func (l *listener) hear(w *watcher, m Message) {
+	if m.Same {
+		if !slices.EqualFunc(m.Events, l.events, func(a, b Event) bool { return a.Event == b.Event && a.Previous == nil && b.Previous == nil }) {
+			l.t.Errorf("watcher %d is told that it hears the same, and hears something else", w.ID)
+		}
+	}
+	l.events = append(l.events[:0], m.Events...)
 	due := l.due(w)
 	if w.heard+len(m.Events) > len(due) {
 		l.t.Fatalf("watcher %d hears more than there is: %d events behind %d of %d", w.ID, len(m.Events), w.heard, len(due))

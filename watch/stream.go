@@ -36,6 +36,7 @@ type Message struct {
 	Compacted state.Revision // it asked for what is gone: all before this
 
 	Events   []Event // good until the next message is asked for
+	Same     bool    // they are those of the message before that had any
 	Fragment bool    // the events may be told in several answers
 }
 
@@ -168,6 +169,7 @@ type Stream struct {
 	ready   []pending // what to tell of all that
 	done    int       // of ready
 	events  []Event
+	story   story
 	behind  []*cursor
 	owed    bool // an answer to who asked where all watchers are
 	reports []report
@@ -194,6 +196,20 @@ type pending struct {
 	upto   state.Revision // with the last of them, the cursor is here; 0: at its last event
 }
 
+// story is what s.events were assembled of. Most cursors of a sub hear the same.
+type story struct {
+	at              int32 // the first delivery; none: it is no use to others
+	began           state.Revision
+	revision        state.Revision // of the last delivery
+	noPut, noDelete bool
+}
+
+// suits tells whether p has just the same to hear.
+func (t story) suits(p *pending) bool {
+	c := p.cursor
+	return p.at == t.at && p.floor <= t.began && c.noPut == t.noPut && c.noDelete == t.noDelete && !c.previous
+}
+
 // report says when the place of a cursor is told if nothing else is.
 type report struct {
 	cursor *cursor
@@ -202,7 +218,7 @@ type report struct {
 
 // Open returns a stream without watchers, which has to be closed.
 func (h *Hub) Open() *Stream {
-	s := &Stream{hub: h, wake: make(chan struct{}, 1), room: make(chan struct{}, 1)}
+	s := &Stream{hub: h, wake: make(chan struct{}, 1), room: make(chan struct{}, 1), story: story{at: none}}
 	// Streams that were opened together need not speak together.
 	s.every = h.options.ProgressInterval
 	s.every += rand.N(s.every/10 + 1)
@@ -442,7 +458,7 @@ func (s *Stream) loseAll(from, head state.Revision) {
 // ended, or a failure of the table.
 func (s *Stream) Next(ctx context.Context) (Message, error) {
 	for {
-		if m, ok, err := s.tell(); ok || err != nil {
+		if m, ok, err := s.More(); ok || err != nil {
 			return m, err
 		}
 		if m, ok := s.report(); ok {
@@ -573,8 +589,9 @@ func (s *Stream) flush() {
 	s.unlink()
 }
 
-// tell returns the next of what is ready.
-func (s *Stream) tell() (m Message, ok bool, err error) {
+// More returns what Next would if that is at hand already: who sends many
+// messages together asks for more until there are none.
+func (s *Stream) More() (m Message, ok bool, err error) {
 	for s.done < len(s.ready) {
 		p := &s.ready[s.done]
 		if p.notice != nil {
@@ -597,7 +614,7 @@ func (s *Stream) tell() (m Message, ok bool, err error) {
 
 // forget lets go of all that was told.
 func (s *Stream) forget() {
-	s.done = 0
+	s.done, s.story.at = 0, none
 	s.ready, s.notices, s.events = reused(s.ready), reused(s.notices), reused(s.events)
 	s.taken, s.links = reused(s.taken), reused(s.links)
 }
@@ -625,6 +642,14 @@ func reused[E any](s []E) []E {
 func (s *Stream) assemble(p *pending) (Message, error) {
 	c := p.cursor
 	m := Message{ID: c.id, Fragment: c.fragment}
+	if s.story.suits(p) {
+		p.at = none
+		m.Events, m.Same = s.events, true
+		m.Revision = max(s.story.revision, p.upto)
+		return m, nil
+	}
+	t := story{at: p.at, began: s.taken[p.at].event.Revision, noPut: c.noPut, noDelete: c.noDelete}
+	s.story.at = none
 	s.events = s.events[:0]
 	size := 0
 	for p.at != none {
@@ -648,7 +673,9 @@ func (s *Stream) assemble(p *pending) (Message, error) {
 		s.events = append(s.events, told)
 		size += len(e.Pair) + len(told.Previous)
 	}
-	m.Events = s.events
+	if m.Events = s.events; !c.previous && p.floor <= t.began {
+		t.revision, s.story = m.Revision, t
+	}
 	m.Revision = max(m.Revision, p.upto)
 	return m, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -129,6 +130,45 @@ func TestAStartIsAFloorForEver(t *testing.T) {
 		if revision := s.machine.View().Revision; ok != (revision >= 6) || ok && m.Events[0].Revision != revision {
 			t.Errorf("at %d: %v, %+v", revision, ok, m)
 		}
+	}
+}
+
+// Of those who listen to one key, all hear what one was laid out, but for those
+// who want it in a way of their own.
+func TestManyHearTheSame(t *testing.T) {
+	s := newStore(t, Options{})
+	stream := s.hub.Open()
+	defer stream.Close()
+	span := state.Span{Key: []byte("k")}
+	for _, q := range []Request{
+		{Span: span}, {Span: span}, {Span: span}, {Span: span, From: 3}, {Span: span, NoPut: true},
+		{Span: span, Previous: true}, {Span: span, Previous: true}, {Span: state.Span{Key: []byte("other")}}, {Span: span},
+	} {
+		want(t, stream.Watch(t.Context(), q))
+	}
+	for {
+		if _, created := next(t, stream); !created {
+			break
+		}
+	}
+	s.apply(put("k", "1"), put("k", "2"), put("other", "1"))
+	same := 0
+	told := map[int64]int{}
+	m, ok := next(t, stream)
+	for ok {
+		told[m.ID] = len(m.Events)
+		if m.Same {
+			same++
+		}
+		var err error
+		m, ok, err = stream.More()
+		want(t, err)
+	}
+	if want := map[int64]int{0: 2, 1: 2, 2: 2, 3: 1, 5: 2, 6: 2, 7: 1, 8: 2}; !maps.Equal(told, want) {
+		t.Errorf("told so many events: %v, want %v", told, want)
+	}
+	if same != 2 { // the last two: the odd ones stand between them and the first
+		t.Errorf("%d hear the same", same)
 	}
 }
 

@@ -213,3 +213,90 @@ func KeepAlive(b []byte, m *pb.LeaseKeepAliveRequest) bool {
 	}
 	return r.ok()
 }
+
+// Watch decodes a WatchRequest. Of two requests in one the last counts; of the
+// same kind, the second adds to the first.
+func Watch(b []byte, m *pb.WatchRequest) bool {
+	r := reader{b: b}
+	for r.next() {
+		switch r.tag {
+		case field(1, block):
+			q, ok := m.RequestUnion.(*pb.WatchRequest_CreateRequest)
+			if !ok {
+				q = &pb.WatchRequest_CreateRequest{CreateRequest: new(pb.WatchCreateRequest)}
+				m.RequestUnion = q
+			}
+			r.nested(func(b []byte) bool { return watchCreate(b, q.CreateRequest) })
+		case field(2, block):
+			q, ok := m.RequestUnion.(*pb.WatchRequest_CancelRequest)
+			if !ok {
+				q = &pb.WatchRequest_CancelRequest{CancelRequest: new(pb.WatchCancelRequest)}
+				m.RequestUnion = q
+			}
+			r.nested(func(b []byte) bool { return watchCancel(b, q.CancelRequest) })
+		case field(3, block):
+			if _, ok := m.RequestUnion.(*pb.WatchRequest_ProgressRequest); !ok {
+				m.RequestUnion = &pb.WatchRequest_ProgressRequest{ProgressRequest: new(pb.WatchProgressRequest)}
+			}
+			r.nested(nothing)
+		default:
+			r.skip()
+		}
+	}
+	return r.ok()
+}
+
+func watchCreate(b []byte, m *pb.WatchCreateRequest) bool {
+	r := reader{b: b}
+	for r.next() {
+		switch r.tag {
+		case field(1, block):
+			m.Key = r.bytes()
+		case field(2, block):
+			m.RangeEnd = r.bytes()
+		case field(3, varint):
+			m.StartRevision = r.int()
+		case field(4, varint):
+			m.ProgressNotify = r.bool()
+		case field(5, varint):
+			m.Filters = append(m.Filters, pb.WatchCreateRequest_FilterType(r.uint()))
+		case field(5, block): // several of them
+			all := reader{b: r.bytes()}
+			for len(all.b) > 0 && !all.bad {
+				m.Filters = append(m.Filters, pb.WatchCreateRequest_FilterType(all.uint()))
+			}
+			r.bad = r.bad || all.bad
+		case field(6, varint):
+			m.PrevKv = r.bool()
+		case field(7, varint):
+			m.WatchId = r.int()
+		case field(8, varint):
+			m.Fragment = r.bool()
+		default:
+			r.skip()
+		}
+	}
+	return r.ok()
+}
+
+func watchCancel(b []byte, m *pb.WatchCancelRequest) bool {
+	r := reader{b: b}
+	for r.next() {
+		switch r.tag {
+		case field(1, varint):
+			m.WatchId = r.int()
+		default:
+			r.skip()
+		}
+	}
+	return r.ok()
+}
+
+// nothing decodes a message without fields.
+func nothing(b []byte) bool {
+	r := reader{b: b}
+	for r.next() {
+		r.skip()
+	}
+	return r.ok()
+}

@@ -3,6 +3,7 @@ package wire
 import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -19,8 +20,10 @@ func Append(dst []byte, m proto.Message) ([]byte, error) {
 			return deleteRangeResponse(dst, m), nil
 		case *pb.TxnResponse:
 			return txnResponse(dst, m), nil
+		case *pb.WatchResponse:
+			return AppendWatch(dst, m), nil
 		case *pb.LeaseKeepAliveResponse:
-			return keepAliveResponse(dst, m), nil
+			return AppendKeepAlive(dst, m), nil
 		}
 	}
 	return proto.MarshalOptions{Deterministic: true}.MarshalAppend(dst, m)
@@ -109,7 +112,60 @@ func txnResponse(dst []byte, m *pb.TxnResponse) []byte {
 	return dst
 }
 
-func keepAliveResponse(dst []byte, m *pb.LeaseKeepAliveResponse) []byte {
+// AppendWatch appends a WatchResponse. Its last field is the events: who has
+// them encoded appends them.
+func AppendWatch(dst []byte, m *pb.WatchResponse) []byte {
+	dst = appendInt(AppendHeader(dst, m.Header), 2, m.WatchId)
+	dst = appendBool(dst, 3, m.Created)
+	dst = appendBool(dst, 4, m.Canceled)
+	dst = appendInt(dst, 5, m.CompactRevision)
+	if m.CancelReason != "" {
+		dst = protowire.AppendString(appendTag(dst, field(6, block)), m.CancelReason)
+	}
+	dst = appendBool(dst, 7, m.Fragment)
+	for _, e := range m.Events {
+		var at int
+		dst, at = open(dst, 11)
+		dst = appendUint(dst, 1, uint64(e.Type))
+		dst = appendPair(dst, 2, e.Kv)
+		dst = seal(appendPair(dst, 3, e.PrevKv), at)
+	}
+	return dst
+}
+
+// AppendEvent appends an event to a WatchResponse. Its pairs are encoded
+// already; previous is nil if there is none.
+func AppendEvent(dst []byte, kind mvccpb.Event_EventType, pair, previous []byte) []byte {
+	dst = appendTag(dst, field(11, block))
+	dst = protowire.AppendVarint(dst, uint64(eventBody(kind, pair, previous)))
+	dst = appendUint(dst, 1, uint64(kind))
+	dst = protowire.AppendBytes(appendTag(dst, field(2, block)), pair)
+	if previous != nil {
+		dst = protowire.AppendBytes(appendTag(dst, field(3, block)), previous)
+	}
+	return dst
+}
+
+// EventBytes returns how many bytes AppendEvent appends.
+func EventBytes(kind mvccpb.Event_EventType, pair, previous []byte) int {
+	return tagBytes + protowire.SizeBytes(eventBody(kind, pair, previous))
+}
+
+const tagBytes = 1 // of the first 15 fields
+
+func eventBody(kind mvccpb.Event_EventType, pair, previous []byte) int {
+	n := tagBytes + protowire.SizeBytes(len(pair))
+	if kind != 0 {
+		n += tagBytes + protowire.SizeVarint(uint64(kind))
+	}
+	if previous != nil {
+		n += tagBytes + protowire.SizeBytes(len(previous))
+	}
+	return n
+}
+
+// AppendKeepAlive appends a LeaseKeepAliveResponse.
+func AppendKeepAlive(dst []byte, m *pb.LeaseKeepAliveResponse) []byte {
 	dst = appendInt(AppendHeader(dst, m.Header), 2, m.ID)
 	return appendInt(dst, 3, m.TTL)
 }

@@ -21,6 +21,7 @@ var decoders = []struct {
 	{func() proto.Message { return new(pb.PutRequest) }, func(b []byte, m proto.Message) bool { return Put(b, m.(*pb.PutRequest)) }},
 	{func() proto.Message { return new(pb.DeleteRangeRequest) }, func(b []byte, m proto.Message) bool { return DeleteRange(b, m.(*pb.DeleteRangeRequest)) }},
 	{func() proto.Message { return new(pb.TxnRequest) }, func(b []byte, m proto.Message) bool { return Txn(b, m.(*pb.TxnRequest)) }},
+	{func() proto.Message { return new(pb.WatchRequest) }, func(b []byte, m proto.Message) bool { return Watch(b, m.(*pb.WatchRequest)) }},
 	{func() proto.Message { return new(pb.LeaseKeepAliveRequest) }, func(b []byte, m proto.Message) bool { return KeepAlive(b, m.(*pb.LeaseKeepAliveRequest)) }},
 }
 
@@ -112,6 +113,43 @@ func TestEncodeSaysWhatPackageProtoSays(t *testing.T) {
 	}
 }
 
+// Events whose pairs are encoded make the same answer as those that are not.
+func TestEncodedEvents(t *testing.T) {
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 3))
+	encoded := func(m *mvccpb.KeyValue) []byte {
+		if m == nil {
+			return nil
+		}
+		b, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	for range 5000 {
+		m := randomResponse(r, 5, 0).(*pb.WatchResponse)
+		want, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		events := m.Events
+		m.Events = nil
+		got := AppendWatch(nil, m)
+		for _, e := range events {
+			pair, previous := encoded(e.Kv), encoded(e.PrevKv)
+			before := len(got)
+			got = AppendEvent(got, e.Type, pair, previous)
+			if n := EventBytes(e.Type, pair, previous); n != len(got)-before {
+				t.Fatalf("seed %d: %v takes %d bytes, not %d", seed, e, len(got)-before, n)
+			}
+		}
+		if !bytes.Equal(got, want) {
+			t.Fatalf("seed %d: %v:\n got %x\nwant %x", seed, m, got, want)
+		}
+	}
+}
+
 func random[T any](r *rand.Rand, choices ...T) T { return choices[r.IntN(len(choices))] }
 
 func number(r *rand.Rand) int64 { return random(r, 0, 1, -1, 127, 128, 1<<40, r.Int64()) }
@@ -123,7 +161,7 @@ func text(r *rand.Rand) []byte {
 }
 
 func randomRequest(r *rand.Rand, kind, depth int) proto.Message {
-	switch kind % 5 {
+	switch kind % len(decoders) {
 	case 0:
 		return randomRange(r)
 	case 1:
@@ -132,6 +170,8 @@ func randomRequest(r *rand.Rand, kind, depth int) proto.Message {
 		return randomDelete(r)
 	case 3:
 		return randomTxn(r, depth)
+	case 4:
+		return randomWatch(r)
 	}
 	return &pb.LeaseKeepAliveRequest{ID: number(r)}
 }
@@ -194,6 +234,26 @@ func randomTxn(r *rand.Rand, depth int) *pb.TxnRequest {
 	return m
 }
 
+func randomWatch(r *rand.Rand) *pb.WatchRequest {
+	m := new(pb.WatchRequest)
+	switch r.IntN(4) {
+	case 0:
+		m.RequestUnion = &pb.WatchRequest_CancelRequest{CancelRequest: &pb.WatchCancelRequest{WatchId: number(r)}}
+	case 1:
+		m.RequestUnion = &pb.WatchRequest_ProgressRequest{ProgressRequest: new(pb.WatchProgressRequest)}
+	case 2, 3:
+		q := &pb.WatchCreateRequest{
+			Key: text(r), RangeEnd: text(r), StartRevision: number(r), ProgressNotify: flag(r),
+			PrevKv: flag(r), WatchId: number(r), Fragment: flag(r),
+		}
+		for range r.IntN(4) {
+			q.Filters = append(q.Filters, pb.WatchCreateRequest_FilterType(number(r)))
+		}
+		m.RequestUnion = &pb.WatchRequest_CreateRequest{CreateRequest: q}
+	}
+	return m
+}
+
 func randomHeader(r *rand.Rand) *pb.ResponseHeader {
 	if r.IntN(5) == 0 {
 		return nil
@@ -215,7 +275,7 @@ func randomPairs(r *rand.Rand) (all []*mvccpb.KeyValue) {
 }
 
 func randomResponse(r *rand.Rand, kind, depth int) proto.Message {
-	switch kind % 6 {
+	switch kind % 7 {
 	case 0:
 		m := &pb.PutResponse{Header: randomHeader(r)}
 		if flag(r) {
@@ -234,6 +294,19 @@ func randomResponse(r *rand.Rand, kind, depth int) proto.Message {
 			m.ProtoReflect().SetUnknown(protowire.AppendBytes([]byte{2<<3 | 2}, []byte("encoded before")))
 		}
 		return m
+	case 5:
+		m := &pb.WatchResponse{
+			Header: randomHeader(r), WatchId: number(r), Created: flag(r), Canceled: flag(r),
+			CompactRevision: number(r), CancelReason: string(text(r)), Fragment: flag(r),
+		}
+		for range r.IntN(4) {
+			e := &mvccpb.Event{Type: mvccpb.Event_EventType(number(r)), Kv: randomPair(r)}
+			if flag(r) {
+				e.PrevKv = randomPair(r)
+			}
+			m.Events = append(m.Events, e)
+		}
+		return m
 	}
 	m := &pb.TxnResponse{Header: randomHeader(r), Succeeded: flag(r)}
 	for range r.IntN(4) {
@@ -247,7 +320,7 @@ func randomResponse(r *rand.Rand, kind, depth int) proto.Message {
 			op.Response = &pb.ResponseOp_ResponseDeleteRange{ResponseDeleteRange: randomResponse(r, 1, 0).(*pb.DeleteRangeResponse)}
 		case 3:
 			if depth > 0 {
-				op.Response = &pb.ResponseOp_ResponseTxn{ResponseTxn: randomResponse(r, 5, depth-1).(*pb.TxnResponse)}
+				op.Response = &pb.ResponseOp_ResponseTxn{ResponseTxn: randomResponse(r, 6, depth-1).(*pb.TxnResponse)}
 			}
 		}
 		m.Responses = append(m.Responses, op)
@@ -257,7 +330,7 @@ func randomResponse(r *rand.Rand, kind, depth int) proto.Message {
 
 func BenchmarkDecode(b *testing.B) {
 	r := rand.New(rand.NewPCG(1, 1))
-	for i, d := range decoders[:4] {
+	for i, d := range decoders {
 		encoded, _ := proto.Marshal(randomRequest(r, i, 0))
 		b.Run(fmt.Sprintf("%T", d.empty()), func(b *testing.B) {
 			for b.Loop() {

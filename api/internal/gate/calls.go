@@ -15,6 +15,7 @@ import (
 	"github.com/kvorum/kvorum/internal/electionpb"
 	"github.com/kvorum/kvorum/internal/lockpb"
 	"github.com/kvorum/kvorum/metric"
+	"github.com/kvorum/kvorum/rpc"
 )
 
 // CallMetrics count calls by service and method. The labels are those of
@@ -236,9 +237,10 @@ type counted struct {
 func (s counted) Context() context.Context { return s.ctx }
 
 func (s counted) SendMsg(msg any) error {
+	n := messages(msg)
 	err := s.ServerStream.SendMsg(msg)
 	if err == nil {
-		s.m.sent.Inc()
+		s.m.sent.Add(n)
 	}
 	return err
 }
@@ -246,9 +248,16 @@ func (s counted) SendMsg(msg any) error {
 func (s counted) RecvMsg(msg any) error {
 	err := s.ServerStream.RecvMsg(msg)
 	if err == nil {
-		s.m.received.Inc()
+		s.m.received.Add(messages(msg))
 	}
 	return err
+}
+
+func messages(msg any) uint64 {
+	if many, ok := msg.(*rpc.Messages); ok {
+		return uint64(many.Len())
+	}
+	return 1
 }
 
 // report logs one slow call. It says how large keys and values are, and never

@@ -61,6 +61,12 @@ func unreadable(in []byte, m proto.Message) error {
 	return status.Errorf(codes.Internal, "grpc: error unmarshalling request: %v", err)
 }
 
+// malformed is the same for a message of a stream.
+func malformed(in []byte, m proto.Message) error {
+	err := proto.Unmarshal(in, m)
+	return status.Errorf(codes.Internal, "grpc: failed to unmarshal the received message: %v", err)
+}
+
 // Requests are used again: no answer, and nobody who is asked, keeps one.
 var (
 	rangeRequests = sync.Pool{New: func() any { return new(pb.RangeRequest) }}

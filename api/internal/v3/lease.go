@@ -2,13 +2,15 @@ package v3
 
 import (
 	"context"
-	"errors"
 	"io"
 	"math/rand/v2"
+	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 
+	"github.com/kvorum/kvorum/internal/wire"
+	"github.com/kvorum/kvorum/rpc"
 	"github.com/kvorum/kvorum/state"
 )
 
@@ -38,60 +40,50 @@ func (s lease) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.L
 // keepAlivesMax is how many leases of one stream are renewed together.
 const keepAlivesMax = 1000
 
+type keepAliveStream = grpc.BidiStreamingServer[pb.LeaseKeepAliveRequest, pb.LeaseKeepAliveResponse]
+
 // LeaseKeepAlive renews together whatever has come while others were being
 // renewed: many clients keep all of their leases alive on one stream. Answers
 // come in the order of the requests.
-func (s lease) LeaseKeepAlive(stream grpc.BidiStreamingServer[pb.LeaseKeepAliveRequest, pb.LeaseKeepAliveResponse]) error {
-	came := make(chan state.LeaseID, keepAlivesMax)
-	ended := make(chan error, 1)
-	go func() { // ends with the stream, which ends when this returns
-		defer close(came)
-		for {
-			r, err := stream.Recv()
-			if err != nil {
-				ended <- err
-				return
-			}
-			select {
-			case came <- state.LeaseID(r.ID):
-			case <-stream.Context().Done():
-				ended <- stream.Context().Err()
-				return
-			}
-		}
-	}()
+func (s lease) LeaseKeepAlive(stream keepAliveStream) error {
+	var came rpc.Messages
 	var ids []state.LeaseID
-	for id := range came {
-		ids = append(ids[:0], id)
-		for len(came) > 0 && len(ids) < keepAlivesMax {
-			if id, ok := <-came; ok {
-				ids = append(ids, id)
-			}
-		}
-		if err := s.keepAlive(stream, ids); err != nil {
+	for {
+		if err := stream.RecvMsg(&came); err == io.EOF {
+			return nil
+		} else if err != nil {
 			return err
 		}
+		ids = ids[:0]
+		for b := range came.All() {
+			var r pb.LeaseKeepAliveRequest
+			if !wire.KeepAlive(b, &r) {
+				return malformed(b, &r)
+			}
+			ids = append(ids, state.LeaseID(r.ID))
+		}
+		for some := range slices.Chunk(ids, keepAlivesMax) {
+			if err := s.keepAlive(stream, some); err != nil {
+				return err
+			}
+		}
 	}
-	if err := <-ended; !errors.Is(err, io.EOF) {
-		return err
-	}
-	return nil
 }
 
-func (s lease) keepAlive(stream grpc.BidiStreamingServer[pb.LeaseKeepAliveRequest, pb.LeaseKeepAliveResponse], ids []state.LeaseID) error {
+func (s lease) keepAlive(stream keepAliveStream, ids []state.LeaseID) error {
 	// No answer tells of a revision that its lease may not have lived to see.
 	revision := s.backend.View().Revision
 	ttls, err := s.ask(stream.Context(), ids, s.backend.Renew)
 	if err != nil {
 		return err
 	}
+	var answers rpc.Messages
+	answer := pb.LeaseKeepAliveResponse{Header: s.header(revision)}
 	for i, id := range ids {
-		err := stream.Send(&pb.LeaseKeepAliveResponse{Header: s.header(revision), ID: int64(id), TTL: ttls[i]})
-		if err != nil {
-			return err
-		}
+		answer.ID, answer.TTL = int64(id), ttls[i]
+		answers.Add(func(out []byte) []byte { return wire.AppendKeepAlive(out, &answer) })
 	}
-	return nil
+	return stream.SendMsg(&answers)
 }
 
 func (s lease) ask(ctx context.Context, ids []state.LeaseID, what func(context.Context, []state.LeaseID) ([]int64, error)) ([]int64, error) {

@@ -11,16 +11,17 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/internal/wire"
 	"github.com/kvorum/kvorum/metric"
+	"github.com/kvorum/kvorum/rpc"
 	"github.com/kvorum/kvorum/state"
 	"github.com/kvorum/kvorum/watch"
 )
 
 // WatchMetrics are the times in seconds that it takes to send what watchers
-// are told.
+// are told, as much as is sent together.
 type WatchMetrics struct {
 	Events   *metric.Histogram
 	Event    *metric.Histogram // its share of the answer it came with
@@ -47,10 +48,11 @@ func (s watches) Watch(stream watchStream) error {
 			cancel(err)
 		}
 	}()
+	t := teller{server: s.server, stream: stream}
 	for {
 		m, err := told.Next(ctx)
 		if err == nil {
-			err = s.tell(stream, m)
+			err = t.tell(m, told.More)
 		}
 		if err == nil {
 			continue
@@ -68,16 +70,21 @@ func (s watches) Watch(stream watchStream) error {
 // listen hears what the client asks for. A client that has no more to ask may
 // go on listening.
 func listen(ctx context.Context, stream watchStream, told *watch.Stream) error {
+	var came rpc.Messages
 	for {
-		q, err := stream.Recv()
-		if err == io.EOF {
+		if err := stream.RecvMsg(&came); err == io.EOF {
 			return nil
-		}
-		if err == nil {
-			err = request(ctx, q, told)
-		}
-		if err != nil {
+		} else if err != nil {
 			return err
+		}
+		for b := range came.All() {
+			q := new(pb.WatchRequest)
+			if !wire.Watch(b, q) {
+				return malformed(b, q)
+			}
+			if err := request(ctx, q, told); err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -124,107 +131,124 @@ func watcher(r *pb.WatchCreateRequest) watch.Request {
 	return w
 }
 
-// tell sends a message, in as many answers as its watcher wants.
-func (s watches) tell(stream watchStream, m watch.Message) error {
-	start := time.Now()
-	resp := &pb.WatchResponse{
-		Header:          s.header(m.Revision),
-		WatchId:         m.ID,
-		Created:         m.Created,
-		Canceled:        m.Canceled,
-		CancelReason:    m.Reason,
-		CompactRevision: int64(m.Compacted),
-	}
-	if len(m.Events) == 0 {
-		err := stream.Send(resp)
-		took := s.options.Watch.Control
-		if m.Progress() {
-			took = s.options.Watch.Progress
+// teller sends what one client is told.
+type teller struct {
+	*server
+	stream  watchStream
+	answers rpc.Messages
+	answer  pb.WatchResponse // but for its events, and used again
+	header  pb.ResponseHeader
+	events  []byte // of the last message that was told whole, encoded; they lie in answers
+	since   time.Time
+	told    int // events among the answers
+	control bool
+	place   bool
+}
+
+// togetherBytes is how many bytes of answers are sent together: enough that
+// sending costs little beside them.
+const togetherBytes = 32 << 10
+
+// tell sends a message, and with it what is at hand beside it.
+func (t *teller) tell(m watch.Message, more func() (watch.Message, bool, error)) (err error) {
+	t.since = time.Now()
+	t.fill(&t.header)
+	for ok := true; ok; m, ok, err = more() {
+		t.add(m)
+		if t.answers.Bytes() >= togetherBytes {
+			if err := t.send(); err != nil {
+				return err
+			}
 		}
-		took.Observe(time.Since(start).Seconds())
+	}
+	if err != nil {
 		return err
 	}
-	left := m.Events
-	for len(left) > 0 {
-		n := len(left)
-		if m.Fragment {
-			n = fragment(left, s.options.AnswerBytesMax)
-		}
-		resp.Fragment = n < len(left)
-		setEvents(resp, left[:n])
-		if err := stream.Send(resp); err != nil {
-			return err
-		}
-		left = left[n:]
+	return t.send()
+}
+
+// add puts a message among the answers, in as many as its watcher wants.
+func (t *teller) add(m watch.Message) {
+	t.header.Revision = int64(m.Revision)
+	t.answer.Header, t.answer.WatchId = &t.header, m.ID
+	t.answer.Created, t.answer.Canceled, t.answer.CancelReason = m.Created, m.Canceled, m.Reason
+	t.answer.CompactRevision, t.answer.Fragment = int64(m.Compacted), false
+	t.told += len(m.Events)
+	if m.Progress() {
+		t.place = true
+	} else if len(m.Events) == 0 {
+		t.control = true
 	}
-	took := time.Since(start).Seconds()
-	s.options.Watch.Events.Observe(took)
-	s.options.Watch.Event.Observe(took / float64(len(m.Events)))
+	switch {
+	case m.Same && t.events != nil:
+		t.answers.Add(func(out []byte) []byte { return append(wire.AppendWatch(out, &t.answer), t.events...) })
+		return
+	case !m.Fragment:
+		t.addEvents(m.Events)
+		return
+	}
+	left := m.Events
+	for {
+		n := fragment(left, t.options.AnswerBytesMax)
+		t.answer.Fragment = n < len(left)
+		t.addEvents(left[:n])
+		t.events = nil // not all of them
+		if left = left[n:]; len(left) == 0 {
+			return
+		}
+	}
+}
+
+func (t *teller) addEvents(events []watch.Event) {
+	t.answers.Add(func(out []byte) []byte {
+		out = wire.AppendWatch(out, &t.answer)
+		before := len(out)
+		for i := range events {
+			out = wire.AppendEvent(out, kind(&events[i]), events[i].Pair, events[i].Previous)
+		}
+		if len(events) > 0 {
+			t.events = out[before:]
+		}
+		return out
+	})
+}
+
+// send sends the answers that there are.
+func (t *teller) send() error {
+	t.events = nil
+	if err := t.stream.SendMsg(&t.answers); err != nil {
+		return err
+	}
+	took, metrics := time.Since(t.since).Seconds(), &t.options.Watch
+	if t.told > 0 {
+		metrics.Events.Observe(took)
+		metrics.Event.Observe(took / float64(t.told))
+	}
+	if t.control {
+		metrics.Control.Observe(took)
+	}
+	if t.place {
+		metrics.Progress.Observe(took)
+	}
+	t.since, t.told, t.control, t.place = time.Now(), 0, false, false
 	return nil
 }
 
 // fragment returns how many events stay below a size together; it is one at
-// least.
+// least, if there is one.
 func fragment(events []watch.Event, bytesMax int) int {
 	size := 0
 	for i := range events {
-		if size += eventBytes(&events[i]); size >= bytesMax && i > 0 {
+		if size += wire.EventBytes(kind(&events[i]), events[i].Pair, events[i].Previous); size >= bytesMax && i > 0 {
 			return i
 		}
 	}
 	return len(events)
 }
 
-// setEvents gives resp events whose pairs are encoded already, as setPairs does
-// for ranges.
-func setEvents(resp *pb.WatchResponse, events []watch.Event) {
-	size := 0
-	for i := range events {
-		size += eventBytes(&events[i])
-	}
-	raw := make([]byte, 0, size)
-	for i := range events {
-		raw = appendEvent(raw, &events[i])
-	}
-	resp.ProtoReflect().SetUnknown(raw)
-}
-
-// The fields of mvccpb.Event, and its own in WatchResponse.
-const (
-	eventField         = 11
-	eventTypeField     = 1
-	eventPairField     = 2
-	eventPreviousField = 3
-	eventTagBytes      = 1 // of each of them
-)
-
-func eventBytes(e *watch.Event) int {
-	return eventTagBytes + protowire.SizeBytes(bodyBytes(e))
-}
-
-func bodyBytes(e *watch.Event) int {
-	n := eventTagBytes + protowire.SizeBytes(len(e.Pair))
+func kind(e *watch.Event) mvccpb.Event_EventType {
 	if e.Deleted {
-		n += eventTagBytes + 1
+		return mvccpb.Event_DELETE
 	}
-	if e.Previous != nil {
-		n += eventTagBytes + protowire.SizeBytes(len(e.Previous))
-	}
-	return n
-}
-
-func appendEvent(dst []byte, e *watch.Event) []byte {
-	dst = protowire.AppendTag(dst, eventField, protowire.BytesType)
-	dst = protowire.AppendVarint(dst, uint64(bodyBytes(e)))
-	if e.Deleted {
-		dst = protowire.AppendTag(dst, eventTypeField, protowire.VarintType)
-		dst = protowire.AppendVarint(dst, uint64(mvccpb.Event_DELETE))
-	}
-	dst = protowire.AppendTag(dst, eventPairField, protowire.BytesType)
-	dst = protowire.AppendBytes(dst, e.Pair)
-	if e.Previous != nil {
-		dst = protowire.AppendTag(dst, eventPreviousField, protowire.BytesType)
-		dst = protowire.AppendBytes(dst, e.Previous)
-	}
-	return dst
+	return mvccpb.Event_PUT
 }
