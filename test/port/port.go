@@ -9,29 +9,34 @@ import (
 	"testing"
 )
 
-// given are the addresses that were given away. They lie below those that the
-// system gives to callers, who would take them while a server is not running.
-var given = struct {
+// signs stand on UDP's ports of the numbers that were given away, for as long
+// as this process lives: tests of other processes look for addresses meanwhile.
+var signs struct {
 	sync.Mutex
-	addrs map[string]bool
-}{addrs: map[string]bool{}}
+	conns []net.PacketConn
+}
 
-// Free returns an address of this machine that nobody listens on, each only
-// once.
+// Free returns an address of this machine that nobody listens on, and that no
+// test is given again. It lies below those that the system gives to callers,
+// who would take it while a server is not running.
 func Free(t testing.TB) string {
 	t.Helper()
-	given.Lock()
-	defer given.Unlock()
 	for range 1000 {
 		addr := fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(20_000))
-		if given.addrs[addr] {
+		sign, err := net.ListenPacket("udp", addr)
+		if err != nil {
 			continue
 		}
-		if l, err := net.Listen("tcp", addr); err == nil {
-			given.addrs[addr] = true
-			l.Close()
-			return addr
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			sign.Close()
+			continue
 		}
+		l.Close()
+		signs.Lock()
+		signs.conns = append(signs.conns, sign)
+		signs.Unlock()
+		return addr
 	}
 	t.Fatal("no port is free")
 	return ""
