@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -357,23 +358,39 @@ func (m *member) introduce(ctx context.Context) error {
 	}
 }
 
-// handOver gives leadership, if this member has it, to the voter whose log is
-// most complete.
+// handOver gives leadership, if this member has it and anybody else can have it,
+// to the voter whose log is most complete.
 func (m *member) handOver(ctx context.Context) error {
-	s := m.replica.Status()
-	if s.Role != replica.Leader {
-		return nil
-	}
-	var best replica.Progress
-	for _, p := range s.Progress {
-		if !p.Learner && p.Active && p.Match > best.Match && m.connected(p.ID) && !m.View().Corrupt(state.MemberID(p.ID)) {
-			best = p
+	tick := time.NewTicker(m.o.Tick)
+	defer tick.Stop()
+	for {
+		s := m.replica.Status()
+		able := func(id uint64) bool {
+			return id != m.o.ID && m.connected(id) && !m.View().Corrupt(state.MemberID(id))
+		}
+		if s.Role != replica.Leader || !slices.ContainsFunc(s.Voters, able) {
+			return nil
+		}
+		var best replica.Progress
+		for _, p := range s.Progress {
+			if !p.Learner && p.Active && p.Match > best.Match && able(p.ID) {
+				best = p
+			}
+		}
+		if best.ID != 0 {
+			err := m.replica.Transfer(ctx, best.ID)
+			if err == nil {
+				m.o.Log.Info("handed leadership over", "to", fmt.Sprintf("%x", best.ID))
+			}
+			return err
+		}
+		// One that has just come to lead has not heard from the others yet.
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
 		}
 	}
-	if best.ID == 0 {
-		return nil
-	}
-	return m.replica.Transfer(ctx, best.ID)
 }
 
 // sweep removes superseded versions behind each compaction, in small steps.

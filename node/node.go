@@ -470,6 +470,7 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 	select {
 	case <-gone:
 	case <-drain.Done():
+		log.Info("calls in progress are cut off", "after", drainTimeout)
 		server.Stop()
 		<-gone
 	}

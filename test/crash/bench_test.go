@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // BenchmarkOutage kills the leader of a cluster with etcd's own times, and tells
@@ -58,6 +60,31 @@ func BenchmarkOutage(b *testing.B) {
 	b.ReportMetric(quantile(0.50), "p50-s")
 	b.ReportMetric(quantile(0.99), "p99-s")
 	b.ReportMetric(outages[len(outages)-1].Seconds(), "longest-s")
+}
+
+// BenchmarkEnd tells the leader of a cluster with etcd's own times to end, while
+// clients put, and tells how long that takes.
+//
+//	go test ./test/crash -run '^$' -bench End -benchtime 30x
+func BenchmarkEnd(b *testing.B) {
+	c := &cluster{t: b}
+	c.found(3)
+	var clients []*clientv3.Client
+	for _, m := range c.members {
+		clients = append(clients, m.site.client(b))
+	}
+	watch(b, 1, time.Second, clients...)
+	var longest, total time.Duration
+	for b.Loop() {
+		lead := c.leader()
+		took := c.stop(lead)
+		longest, total = max(longest, took), total+took
+		c.start(lead, "new")
+		lead.ready(b, lead.client)
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(total.Seconds()/float64(b.N), "mean-s")
+	b.ReportMetric(longest.Seconds(), "longest-s")
 }
 
 // awayEntries is how much a member misses in BenchmarkCatchUp.

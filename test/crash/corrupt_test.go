@@ -48,7 +48,7 @@ func TestAMemberWithOtherData(t *testing.T) {
 	t.Parallel()
 	// The table of a member that is killed is behind its log, far enough to be
 	// forged.
-	c := &cluster{t: t, flags: []string{"--heartbeat-interval=50", "--election-timeout=500", "--strict-reconfig-check=false"}}
+	c := &cluster{t: t, flags: []string{"--heartbeat-interval=50", "--election-timeout=10000", "--strict-reconfig-check=false"}}
 	c.found(3)
 	c.put(20, 10)
 	ctx := t.Context()
@@ -67,8 +67,8 @@ func TestAMemberWithOtherData(t *testing.T) {
 	c.start(m, "new")
 	started := time.Now()
 	alarms := func() (named []string) {
-		r, err := healthy[0].client.AlarmList(ctx)
-		if err != nil {
+		var r *clientv3.AlarmResponse
+		if err := insist(t, func() (err error) { r, err = healthy[0].client.AlarmList(ctx); return err }); err != nil {
 			t.Fatal(err)
 		}
 		for _, a := range r.Alarms {

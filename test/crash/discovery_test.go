@@ -31,8 +31,8 @@ func TestMembersMeetInAnotherCluster(t *testing.T) {
 	for _, m := range c.members {
 		c.hears(m, "ready to serve client requests")
 	}
-	if list, err := c.members[0].client.MemberList(ctx); err != nil || len(list.Members) != 3 {
-		t.Errorf("members %v, %v", list, err)
+	if list := c.members[0].list(t); len(list) != 3 {
+		t.Errorf("members %v", list)
 	}
 
 	late := c.newMember()

@@ -11,14 +11,10 @@ import (
 
 func TestTheLastOfThreeMembersGoesOn(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3)
+	c := newCluster(t, 3, clusterFlags)
 	ctx := t.Context()
 	const keys = 200
-	for i := range keys {
-		if _, err := c.c.Put(ctx, fmt.Sprintf("key%03d", i), "v"); err != nil {
-			t.Fatal(err)
-		}
-	}
+	c.put(keys, 1)
 	// One that followed is left: it is what was lost that led.
 	last := c.members[0]
 	if last == c.leader() {
@@ -40,14 +36,18 @@ func TestTheLastOfThreeMembersGoesOn(t *testing.T) {
 	last.ready(t, last.client)
 	wantAll := func(m *clusterMember) {
 		t.Helper()
-		r, err := m.client.Get(ctx, "key", clientv3.WithPrefix(), clientv3.WithCountOnly())
+		var r *clientv3.GetResponse
+		err := insist(t, func() (err error) {
+			r, err = m.client.Get(ctx, "key", clientv3.WithPrefix(), clientv3.WithCountOnly())
+			return err
+		})
 		if err != nil || r.Count != keys {
-			t.Errorf("%s holds %d keys, %v", m.name, r.Count, err)
+			t.Errorf("%s holds %v, %v", m.name, r, err)
 		}
 	}
 	wantAll(last)
-	if list, err := last.client.MemberList(ctx); err != nil || len(list.Members) != 1 || list.Members[0].ID != id {
-		t.Errorf("members %v, %v", list, err)
+	if list := last.list(t); len(list) != 1 || list[0].ID != id {
+		t.Errorf("members %v", list)
 	}
 
 	// It grows again, and does not drop them when its command line still says so.
@@ -62,11 +62,11 @@ func TestTheLastOfThreeMembersGoesOn(t *testing.T) {
 	c.join(last, forced...)
 	c.hears(last, "--force-new-cluster does nothing here")
 	last.ready(t, last.client)
-	list, err := last.client.MemberList(ctx)
-	if err != nil || len(list.Members) != 3 {
-		t.Fatalf("members %v, %v", list, err)
+	list := last.list(t)
+	if len(list) != 3 {
+		t.Fatalf("members %v", list)
 	}
-	for _, one := range list.Members {
+	for _, one := range list {
 		if gone[one.Name] {
 			t.Errorf("%s is back", one.Name)
 		}
@@ -76,7 +76,7 @@ func TestTheLastOfThreeMembersGoesOn(t *testing.T) {
 
 func TestADroppedMemberIsToldSo(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3)
+	c := newCluster(t, 3, clusterFlags)
 	dropped := c.members[1:]
 	for _, m := range c.members {
 		c.kill(m)

