@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -65,6 +66,14 @@ func (d *disk) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.Open
 		d.mu.files[name] = &contents{}
 	}
 	return &diskFile{f, d, d.mu.files[name]}, nil
+}
+
+// Lock keeps clones away: the Lock of a MemFS waits for ever if one is wanted
+// while it makes its file.
+func (d *disk) Lock(name string) (io.Closer, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.FS.Lock(name)
 }
 
 func (d *disk) OpenDir(name string) (vfs.File, error) {

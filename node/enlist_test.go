@@ -66,7 +66,7 @@ func TestToldToEndWhileItWaitsToJoin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	waits := &awaited{text: "; ask http://127.0.0.1:1 as a client", then: cancel}
 	if err := Run(ctx, s, NewTerminalLogger(waits, slog.LevelInfo)); err != nil {

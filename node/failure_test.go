@@ -132,7 +132,7 @@ func await(done <-chan error) error {
 	select {
 	case err := <-done:
 		return err
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		return errors.New("the member does not end")
 	}
 }
