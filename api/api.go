@@ -10,7 +10,6 @@
 package api
 
 import (
-	"context"
 	"log/slog"
 	"net/http"
 	"time"
@@ -44,6 +43,7 @@ type (
 
 	// Change says what a member is from now on.
 	Change = gate.Change
+	Party  = gate.Party
 
 	// Vote is a member's part in agreement.
 	Vote = gate.Vote
@@ -182,27 +182,7 @@ func (a *API) Register(s grpc.ServiceRegistrar) {
 // RegisterFast gives the methods that nearly all calls ask for a way from
 // bytes to bytes on s, where Register has put them before.
 func (a *API) RegisterFast(s interface{ Fast(path string, f rpc.Fast) }) {
-	for _, m := range v3.Fast(a.services(), a.gate, a.backend) {
-		handle := a.calls.Fast(m.Service, m.Name, m.Decode, m.Handle)
-		fast := rpc.Fast{Handle: handle}
-		if m.Now != nil {
-			fast.Now = func(ctx context.Context, in, out []byte) ([]byte, bool, error) {
-				if !m.Now(in) {
-					return nil, false, nil
-				}
-				answer, err := handle(ctx, in, out)
-				return answer, true, err
-			}
-		}
-		if m.After != nil {
-			fast.Together = &rpc.Together{
-				Joins:  m.Joins,
-				Wait:   a.backend.Barrier, // which has a limit of its own
-				Handle: a.calls.FastFrom(m.Service, m.Name, m.Decode, m.After),
-			}
-		}
-		s.Fast("/"+m.Service+"/"+m.Name, fast)
-	}
+	v3.Fast(a.services(), a.gate, a.calls, a.backend, s)
 }
 
 func (a *API) services() v3.Options {

@@ -4,14 +4,12 @@ import (
 	"context"
 	"math/rand/v2"
 	"testing"
-	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/kvorum/kvorum/api/internal/v3"
 	"github.com/kvorum/kvorum/rpc"
 )
 
@@ -32,13 +30,16 @@ func (s direct) RegisterService(desc *grpc.ServiceDesc, impl any) {
 
 func (s direct) Fast(path string, f rpc.Fast) {
 	s[path] = func(ctx context.Context, in []byte) ([]byte, error) {
-		if f.Now != nil {
-			if out, ok, err := f.Now(ctx, in, nil); ok {
-				return out, err
-			}
-		}
-		if t := f.Together; t != nil && t.Joins(in) {
-			return t.Handle(ctx, in, nil, time.Now(), t.Wait(ctx))
+		party := f.Together.New()
+		defer party.Free()
+		switch out, then, err := f.Now(ctx, party, in, nil); then {
+		case rpc.Answered:
+			return out, err
+		case rpc.Joined:
+			done := make(chan struct{})
+			party.Begin(func(int) { close(done) }, func() { close(done) })
+			<-done
+			return party.Answer(0, nil)
 		}
 		return f.Handle(ctx, in, nil)
 	}
@@ -149,11 +150,16 @@ func answerOf(path string) proto.Message {
 
 // TestFastMethodsRefuseWhatIsNoMessage in the words of grpc.
 func TestFastMethodsRefuseWhatIsNoMessage(t *testing.T) {
-	for _, m := range v3.Fast(v3.Options{}, nil, nil) {
-		_, err := m.Handle(t.Context(), []byte{0x0a}, nil)
+	methods := direct{}
+	New(Options{}, newSequencer(t)).RegisterFast(methods)
+	if len(methods) != 4 {
+		t.Errorf("%d methods", len(methods))
+	}
+	for path, call := range methods {
+		_, err := call(t.Context(), []byte{0x0a})
 		if got := status.Convert(err).Message(); got != "grpc: error unmarshalling request: proto: cannot parse invalid wire-format data" &&
 			got != "grpc: error unmarshalling request: proto:\u00a0cannot parse invalid wire-format data" {
-			t.Errorf("%s: %v", m.Name, err)
+			t.Errorf("%s: %v", path, err)
 		}
 	}
 }

@@ -184,6 +184,31 @@ func (s *sequencer) Propose(ctx context.Context, command []byte) (state.Outcome,
 	return outcomes[0], nil
 }
 
+func (s *sequencer) ProposeAll(p Party, commands [][]byte) {
+	s.tell(p, len(commands), func(i int) (state.Outcome, error) { return s.Propose(p.Context(i), commands[i]) })
+}
+
+func (s *sequencer) BarrierAll(p Party, n int) {
+	s.tell(p, n, func(i int) (state.Outcome, error) { return state.Outcome{}, s.Barrier(p.Context(i)) })
+}
+
+// tell tells a party of n what becomes of each.
+func (s *sequencer) tell(p Party, n int, ask func(i int) (state.Outcome, error)) {
+	go func() {
+		outcomes, left := make([]state.Outcome, n), 0
+		for i := range n {
+			var err error
+			if outcomes[i], err = ask(i); err != nil {
+				left++
+				p.Leave(i, err)
+			}
+		}
+		if left < n {
+			p.End(outcomes, nil)
+		}
+	}()
+}
+
 func (s *sequencer) Barrier(ctx context.Context) error {
 	if err := s.wait(ctx); err != nil {
 		return err

@@ -23,6 +23,8 @@ func (m *member) Propose(ctx context.Context, command []byte) (state.Outcome, er
 	return m.replica.Propose(ctx, command)
 }
 
+func (m *member) ProposeAll(p api.Party, commands [][]byte) { m.replica.ProposeAll(p, commands) }
+
 func (m *member) Configure(ctx context.Context, command []byte, change api.Change) (state.Outcome, error) {
 	kind := map[api.Vote]raftpb.ConfChangeType{
 		api.NoMember: raftpb.ConfChangeRemoveNode,
@@ -36,6 +38,8 @@ func (m *member) Configure(ctx context.Context, command []byte, change api.Chang
 }
 
 func (m *member) Barrier(ctx context.Context) error { return m.replica.Barrier(ctx) }
+
+func (m *member) BarrierAll(p api.Party, n int) { m.replica.BarrierAll(p, n) }
 
 func (m *member) View() *state.View { return m.machine.View() }
 

@@ -2,77 +2,135 @@ package replica
 
 import (
 	"cmp"
+	"context"
 	"slices"
 	"sync"
 	"sync/atomic"
 
 	pb "go.etcd.io/raft/v3/raftpb"
+
+	"github.com/kvorum/kvorum/metric"
 )
 
-// waiter is somebody who waits for a result. Two may want to end the wait, a
-// loop with an outcome and the caller whose context has ended: whoever moves
-// the state away from waiting has the right to.
-//
-// Asking a context for its end costs more than most waits. So who waits looks
-// only for the result, until the raft loop, a tick or two later, tells it to
-// look at the context too.
+// Party is those who wait for something together. It is told from one goroutine
+// at a time, and must not wait then, nor ask the replica for anything.
+type Party[R any] interface {
+	// Context is that of the i-th. When it has ended, the i-th waits for two
+	// ticks at most.
+	Context(i int) context.Context
+
+	// Leave tells why the i-th waits no more. It is told nothing else.
+	Leave(i int, err error)
+
+	// End tells all others what they have waited for: of proposals the results,
+	// each in its command's place, or why there are none. It comes last, but
+	// not where all have left.
+	End(results []R, err error)
+}
+
+// waiter is a party that waits. An outcome, the end of a context and the end of
+// the time that anybody may wait can come at once: the first to come counts.
 type waiter[R any] struct {
-	state atomic.Uint32
-	done  chan struct{} // holds two: told to look up, told that result and err are there
+	// Immutable.
+	party    Party[R]
+	size     int              // how many they are
+	began    uint64           // tick
+	commands [][]byte         // of proposals: one for each who waits
+	bytes    int              // of them
+	change   *pb.ConfChangeV2 // the command comes with a change of the membership
+	to       uint64           // leadership is to be handed to this member
+	late     *metric.Counter  // of those whom no outcome reaches
+	reads    *atomic.Int64    // they count here while they wait
 
-	began   uint64 // tick
-	command []byte
-	change  *pb.ConfChangeV2 // the command comes with a change of the membership
-	to      uint64           // leadership is to be handed to this member
+	mu struct {
+		sync.Mutex
+		waiting int    // how many
+		left    []bool // nil: nobody
+	}
+}
 
+// gone tells whether nobody waits any more.
+func (w *waiter[R]) gone() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.mu.waiting == 0
+}
+
+// leave takes n away from those who wait. w.mu is held.
+func (w *waiter[R]) leave(n int) {
+	w.mu.waiting -= n
+	if w.reads != nil {
+		w.reads.Add(-int64(n))
+	}
+}
+
+// end gives the outcome to all who still wait for it.
+func (w *waiter[R]) end(results []R, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.mu.waiting > 0 {
+		w.leave(w.mu.waiting)
+		w.party.End(results, err)
+	}
+}
+
+// expire ends the wait of all for whom there will be no outcome in time.
+func (w *waiter[R]) expire(err error) {
+	w.mu.Lock()
+	n := w.mu.waiting
+	w.mu.Unlock()
+	w.late.Add(uint64(n))
+	w.end(nil, err)
+}
+
+// look has those leave whose contexts have ended. why tells the reason in the
+// words of this package.
+func (w *waiter[R]) look(why func(error) error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := 0; i < w.size && w.mu.waiting > 0; i++ {
+		if w.mu.left != nil && w.mu.left[i] {
+			continue
+		}
+		if err := w.party.Context(i).Err(); err != nil {
+			if w.mu.left == nil {
+				w.mu.left = make([]bool, w.size)
+			}
+			w.mu.left[i] = true
+			w.late.Inc()
+			w.leave(1)
+			w.party.Leave(i, why(err))
+		}
+	}
+}
+
+// solo is a party of one, who sits and waits.
+type solo[R any] struct {
+	ctx    context.Context
+	done   chan struct{} // closed when the outcome is there
 	result R
 	err    error
 }
 
-// A waiter waits, is answered or has left; the lowest bit says that it was told
-// to look up.
-const (
-	waiting  uint32 = 0
-	lookedUp uint32 = 1
-	answered uint32 = 2
-	left     uint32 = 4
-)
-
-// leave moves the state away from waiting.
-func (w *waiter[R]) leave(to uint32) bool {
-	return w.state.CompareAndSwap(waiting, to) || w.state.CompareAndSwap(lookedUp, to|lookedUp)
+func newSolo[R any](ctx context.Context) *solo[R] {
+	return &solo[R]{ctx: ctx, done: make(chan struct{})}
 }
 
-// answered tells whether there is an outcome.
-func (w *waiter[R]) answered() bool { return w.state.Load()&^lookedUp == answered }
+func (s *solo[R]) Context(int) context.Context { return s.ctx }
 
-// gone tells whether nobody waits for an outcome any more.
-func (w *waiter[R]) gone() bool { return w.state.Load() >= left }
+func (s *solo[R]) Leave(_ int, err error) { s.End(nil, err) }
 
-// end gives the outcome, unless nobody waits any more.
-func (w *waiter[R]) end(result R, err error) bool {
-	if !w.leave(answered) {
-		return false
+func (s *solo[R]) End(results []R, err error) {
+	if len(results) > 0 {
+		s.result = results[0]
 	}
-	w.result, w.err = result, err
-	w.done <- struct{}{}
-	return true
+	s.err = err
+	close(s.done)
 }
 
-// expire ends the wait of somebody for whom there will be no outcome in time. A
-// batch may still know the waiter, which is not used again.
-func (w *waiter[R]) expire(err error) {
-	if w.leave(left) {
-		w.err = err
-		w.done <- struct{}{}
-	}
-}
-
-// lookUp has somebody who waits look at the context.
-func (w *waiter[R]) lookUp() {
-	if w.state.CompareAndSwap(waiting, lookedUp) {
-		w.done <- struct{}{}
-	}
+func (s *solo[R]) wait() (R, error) {
+	<-s.done
+	return s.result, s.err
 }
 
 // batch is those who wait for the commands of one entry.
@@ -184,34 +242,56 @@ func (p *pending[R]) failAll(err error) {
 	}
 }
 
-// finish gives each waiter its result.
+// finish gives those who wait their results.
 func (b *batch[R]) finish(p *pending[R], results []R) {
-	must(len(results) == len(b.waiters), "A1: one result for each command")
 	p.account(b.waiters)
-	for i, w := range b.waiters {
-		w.end(results[i], nil)
+	for _, w := range b.waiters {
+		n := len(w.commands)
+		must(n <= len(results), "A1: one result for each command")
+		w.end(results[:n:n], nil)
+		results = results[n:]
 	}
+	must(len(results) == 0, "A1: one result for each command")
 	p.recycle(b)
 }
 
 func (b *batch[R]) fail(p *pending[R], err error) {
 	p.account(b.waiters)
 	for _, w := range b.waiters {
-		var none R
-		w.end(none, err)
+		w.end(nil, err)
 	}
 	p.recycle(b)
 }
 
-// account takes waiters out of what is pending. It comes before the end of
-// their wait: then they belong to somebody else.
-func (p *pending[R]) account(waiters []*waiter[R]) {
-	size := 0
-	for _, w := range waiters {
-		size += len(w.command)
+// admit takes commands into account, of which there are at most commandsMax of
+// bytesMax then, but always room for one. It returns how many have found room.
+func (p *pending[R]) admit(commands [][]byte, commandsMax, bytesMax int64) (n, size int) {
+	n = len(commands)
+	for _, c := range commands {
+		size += len(c)
 	}
+	many, much := p.commands.Add(int64(n)), p.bytes.Add(int64(size))
+	for n > 0 && (many > commandsMax || much > bytesMax && many > 1) {
+		n--
+		many, much, size = many-1, much-int64(len(commands[n])), size-len(commands[n])
+		p.forget(1, len(commands[n]))
+	}
+	return n, size
+}
+
+func (p *pending[R]) forget(commands, size int) {
 	p.bytes.Add(-int64(size))
-	p.commands.Add(-int64(len(waiters)))
+	p.commands.Add(-int64(commands))
+}
+
+// account takes waiters out of what is pending. It comes before the end of
+// their wait: who is answered finds room for what follows.
+func (p *pending[R]) account(waiters []*waiter[R]) {
+	commands, size := 0, 0
+	for _, w := range waiters {
+		commands, size = commands+len(w.commands), size+w.bytes
+	}
+	p.forget(commands, size)
 }
 
 func (p *pending[R]) recycle(b *batch[R]) {

@@ -91,9 +91,8 @@ type Options[R any] struct {
 	Connected func(id uint64) bool
 
 	// LimitTicks is how long somebody waits for a result or for what a read
-	// needs, and a little more; the words say why it was too long. The end of a
-	// context is then noticed within two ticks. Default: until the context
-	// ends, which is noticed at once.
+	// needs, and a little more; the words say why it was too long. Default:
+	// until the context ends.
 	LimitTicks uint64
 
 	BatchBytes   int    // of commands in one entry; default 1 MiB; one larger command is an entry
@@ -172,8 +171,7 @@ type Replica[R any] struct {
 	ticks   atomic.Uint64
 	elected atomic.Uint64 // tick at which the present leader was first heard of
 	durable atomic.Uint64 // index that the machine holds durably
-	waiters sync.Pool
-	reads   atomic.Int64 // that wait
+	reads   atomic.Int64  // that wait
 
 	core *Core       // owned by the raft loop
 	loop raftLoop[R] // owned by the raft loop
@@ -297,17 +295,24 @@ func (r *Replica[R]) LogBytes() int64 { return r.log.Size() }
 // command may still be executed, unless the error is TooManyRequests. The
 // command must not change until then.
 func (r *Replica[R]) Propose(ctx context.Context, command []byte) (R, error) {
-	var none R
-	if err := r.admit(len(command)); err != nil {
-		return none, err
+	s := newSolo[R](ctx)
+	r.ProposeAll(s, [][]byte{command})
+	return s.wait()
+}
+
+// ProposeAll does the same for a party, and does not wait. The commands are
+// proposed side by side, and must not change from now on.
+func (r *Replica[R]) ProposeAll(p Party[R], commands [][]byte) {
+	w := r.admit(p, commands)
+	if w == nil {
+		return
 	}
-	w := r.waiter()
-	w.command = command
 	r.mu.Lock()
 	if r.mu.closed {
 		r.mu.Unlock()
 		r.pending.account([]*waiter[R]{w})
-		return none, fault.Stopped
+		w.end(nil, fault.Stopped)
+		return
 	}
 	r.mu.in.proposals = append(r.mu.in.proposals, w)
 	first := len(r.mu.in.proposals) == 1
@@ -315,21 +320,24 @@ func (r *Replica[R]) Propose(ctx context.Context, command []byte) (R, error) {
 	if first {
 		r.notify()
 	}
-	return r.wait(ctx, w, r.o.Metrics.Failed)
 }
 
-// admit takes a command into account, or refuses it.
-func (r *Replica[R]) admit(size int) error {
-	if status := r.status.Load(); status.Commit > status.Applied+r.o.UnappliedMax {
-		return fault.TooManyRequests
+// admit takes commands into account. It returns those who wait for them, nil if
+// there are none: for whom there is no room has been told so.
+func (r *Replica[R]) admit(p Party[R], commands [][]byte) *waiter[R] {
+	n, size := 0, 0
+	if status := r.status.Load(); status.Commit <= status.Applied+r.o.UnappliedMax {
+		n, size = r.pending.admit(commands, int64(r.o.WaitingMax), r.o.WaitingBytes)
 	}
-	commands, bytes := r.pending.commands.Add(1), r.pending.bytes.Add(int64(size))
-	if commands > int64(r.o.WaitingMax) || bytes > r.o.WaitingBytes && commands > 1 {
-		r.pending.commands.Add(-1)
-		r.pending.bytes.Add(-int64(size))
-		return fault.TooManyRequests
+	for i := n; i < len(commands); i++ {
+		p.Leave(i, fault.TooManyRequests)
 	}
-	return nil
+	if n == 0 {
+		return nil
+	}
+	w := r.waiter(p, n, r.o.Metrics.Failed)
+	w.commands, w.bytes = commands[:n], size
+	return w
 }
 
 // Configure proposes a change of the membership together with the command in
@@ -337,31 +345,52 @@ func (r *Replica[R]) admit(size int) error {
 // Where the result is not accepted, the membership has not changed. What holds
 // of Propose holds of Configure.
 func (r *Replica[R]) Configure(ctx context.Context, change *pb.ConfChangeV2) (R, error) {
-	var none R
-	if err := r.admit(len(change.Context)); err != nil {
-		return none, err
+	s := newSolo[R](ctx)
+	r.configureFor(s, change)
+	return s.wait()
+}
+
+func (r *Replica[R]) configureFor(s *solo[R], change *pb.ConfChangeV2) {
+	w := r.admit(s, [][]byte{change.Context})
+	if w == nil {
+		return
 	}
-	w := r.waiter()
-	w.command, w.change = change.Context, change
+	w.change = change
 	if !r.submit(func(in *inbox[R]) { in.changes = append(in.changes, w) }) {
 		r.pending.account([]*waiter[R]{w})
-		return none, fault.Stopped
+		w.end(nil, fault.Stopped)
 	}
-	return r.wait(ctx, w, r.o.Metrics.Failed)
 }
 
 // Barrier returns when all that was committed anywhere in the cluster before
 // the call is applied here.
 func (r *Replica[R]) Barrier(ctx context.Context) error {
-	defer r.reads.Add(-1)
-	if r.reads.Add(1) > int64(r.o.WaitingMax) {
-		return fault.TooManyRequests
+	s := newSolo[R](ctx)
+	r.BarrierAll(s, 1)
+	_, err := s.wait()
+	return err
+}
+
+// BarrierAll does the same for a party of n, and does not wait.
+func (r *Replica[R]) BarrierAll(p Party[R], n int) {
+	over := max(0, min(int64(n), r.reads.Add(int64(n))-int64(r.o.WaitingMax)))
+	if over > 0 {
+		r.reads.Add(-over)
+		for ; over > 0; over-- {
+			n--
+			p.Leave(n, fault.TooManyRequests)
+		}
 	}
-	w := r.waiter()
+	if n == 0 {
+		return
+	}
+	w := r.waiter(p, n, r.o.Metrics.FailedReads)
+	w.reads = &r.reads
 	r.mu.Lock()
 	if r.mu.closed {
 		r.mu.Unlock()
-		return fault.Stopped
+		w.end(nil, fault.Stopped)
+		return
 	}
 	r.mu.in.barriers = append(r.mu.in.barriers, w)
 	first := len(r.mu.in.barriers) == 1
@@ -369,20 +398,23 @@ func (r *Replica[R]) Barrier(ctx context.Context) error {
 	if first {
 		r.notify()
 	}
-	_, err := r.wait(ctx, w, r.o.Metrics.FailedReads)
-	return err
 }
 
 // Transfer hands leadership to a voting member and returns when that member
 // leads. Only the leader can.
 func (r *Replica[R]) Transfer(ctx context.Context, to uint64) error {
-	w := r.waiter()
+	s := newSolo[R](ctx)
+	r.transferFor(s, to)
+	_, err := s.wait()
+	return err
+}
+
+func (r *Replica[R]) transferFor(s *solo[R], to uint64) {
+	w := r.waiter(s, 1, nil)
 	w.to = to
 	if !r.submit(func(in *inbox[R]) { in.transfers = append(in.transfers, w) }) {
-		return fault.Stopped
+		w.end(nil, fault.Stopped)
 	}
-	_, err := r.wait(ctx, w, nil)
-	return err
 }
 
 // Step takes a message of another member. It does not wait. Of a MsgSnap, the
@@ -427,49 +459,10 @@ func (r *Replica[R]) notify() {
 	}
 }
 
-func (r *Replica[R]) waiter() *waiter[R] {
-	w, ok := r.waiters.Get().(*waiter[R])
-	if !ok {
-		w = &waiter[R]{done: make(chan struct{}, 2)}
-	}
-	w.began = r.ticks.Load()
+func (r *Replica[R]) waiter(p Party[R], size int, late *metric.Counter) *waiter[R] {
+	w := &waiter[R]{party: p, size: size, late: late, began: r.ticks.Load()}
+	w.mu.waiting = size
 	return w
-}
-
-// wait returns the outcome, or why there is none when the context ends first,
-// or the time that anybody may wait. These are counted as late.
-func (r *Replica[R]) wait(ctx context.Context, w *waiter[R], late *metric.Counter) (R, error) {
-	var none R
-	told := 0
-	if r.o.LimitTicks > 0 {
-		<-w.done
-		told = 1
-	}
-	for w.state.Load() < answered {
-		select {
-		case <-w.done:
-			told++
-		case <-ctx.Done():
-			if w.leave(left) {
-				late.Inc()
-				if errors.Is(ctx.Err(), context.Canceled) {
-					return none, fault.RequestCanceled
-				}
-				return none, r.timedOut(w.began)
-			}
-		}
-	}
-	for tellings := 1 + int(w.state.Load()&lookedUp); told < tellings; told++ {
-		<-w.done // it is on its way
-	}
-	if w.gone() {
-		late.Inc()
-		return none, w.err
-	}
-	result, err := w.result, w.err
-	*w = waiter[R]{done: w.done}
-	r.waiters.Put(w)
-	return result, err
 }
 
 // timedOut chooses the words for a wait that ended without outcome. All of

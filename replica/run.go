@@ -80,8 +80,7 @@ func (r *Replica[R]) stop() {
 			r.pending.account(waiters)
 		}
 		for _, w := range waiters {
-			var none R
-			w.end(none, fault.Stopped)
+			w.end(nil, fault.Stopped)
 		}
 	}
 	end(in.proposals, true)
@@ -136,9 +135,7 @@ func (r *Replica[R]) tick(now time.Time) {
 	if r.o.Hasten && !l.hastened {
 		r.hasten(n)
 	}
-	if r.o.LimitTicks > 0 || n%uint64(r.o.Core.ElectionTicks) == 0 {
-		r.sweep(n)
-	}
+	r.sweep(n)
 	if l.unsettled && n-l.appendedAt >= uint64(r.o.Core.ElectionTicks) {
 		l.unsettled = false
 		r.appends.put(settle)
@@ -238,9 +235,10 @@ func (r *Replica[R]) passed(term uint64) {
 	for _, b := range r.pending.passed(term) {
 		switch {
 		case b.hidden:
-			r.o.Metrics.Failed.Add(uint64(len(b.waiters)))
-			b.fail(r.pending, fault.TimeoutConnectionLost)
-			continue
+			r.pending.account(b.waiters)
+			for _, w := range b.waiters {
+				w.expire(fault.TimeoutConnectionLost)
+			}
 		case b.waiters[0].change != nil:
 			l.changes = append(l.changes, b.waiters...)
 		default:
@@ -329,7 +327,7 @@ func (r *Replica[R]) propose() bool {
 		l.commands = l.commands[:0]
 		size, n := 0, 0
 		for _, w := range proposals {
-			if n > 0 && size+len(w.command) > r.o.BatchBytes {
+			if n > 0 && size+w.bytes > r.o.BatchBytes {
 				break
 			}
 			n++
@@ -337,9 +335,9 @@ func (r *Replica[R]) propose() bool {
 				r.pending.account([]*waiter[R]{w})
 				continue
 			}
-			size += len(w.command)
+			size += w.bytes
 			b.waiters = append(b.waiters, w)
-			l.commands = append(l.commands, w.command)
+			l.commands = append(l.commands, w.commands...)
 		}
 		if len(b.waiters) == 0 {
 			proposals = proposals[n:]
@@ -411,8 +409,7 @@ func (r *Replica[R]) finishReads() {
 			break // later rounds wait for no less
 		}
 		for _, w := range reading.waiters {
-			var none R
-			w.end(none, nil)
+			w.end(nil, nil)
 		}
 		n++
 	}
@@ -424,12 +421,11 @@ func (r *Replica[R]) finishReads() {
 
 func (r *Replica[R]) transfer() {
 	for _, w := range r.loop.in.transfers {
-		var none R
 		switch status := r.Status(); {
 		case status.Role != Leader:
-			w.end(none, fault.NotLeader)
+			w.end(nil, fault.NotLeader)
 		case !slices.Contains(status.Voters, w.to):
-			w.end(none, fault.BadTransferee)
+			w.end(nil, fault.BadTransferee)
 		default:
 			r.core.Transfer(w.to)
 			r.loop.transfers = append(r.loop.transfers, w)
@@ -446,14 +442,13 @@ func (r *Replica[R]) finishTransfers() {
 	status := r.core.Status(true)
 	rest := l.transfers[:0]
 	for _, w := range l.transfers {
-		var none R
 		switch {
 		case status.Leader == w.to:
-			w.end(none, nil)
+			w.end(nil, nil)
 		case status.Leader == status.ID && status.Transferee != w.to:
-			w.end(none, fault.Timeout) // raft gave up after an election timeout
+			w.end(nil, fault.Timeout) // raft gave up after an election timeout
 		case status.Leader != 0 && status.Leader != status.ID:
-			w.end(none, fault.LeaderChanged)
+			w.end(nil, fault.LeaderChanged)
 		case w.gone():
 		default:
 			rest = append(rest, w)
@@ -468,10 +463,16 @@ func (r *Replica[R]) finishTransfers() {
 func (r *Replica[R]) sweep(tick uint64) {
 	l := &r.loop
 	look := func(w *waiter[R]) {
-		if r.o.LimitTicks > 0 && tick > w.began+r.o.LimitTicks {
+		switch {
+		case r.o.LimitTicks > 0 && tick > w.began+r.o.LimitTicks:
 			w.expire(r.timedOut(w.began))
-		} else if r.o.LimitTicks > 0 {
-			w.lookUp()
+		case tick > w.began+1: // most will not have waited that long
+			w.look(func(err error) error {
+				if errors.Is(err, context.Canceled) {
+					return fault.RequestCanceled
+				}
+				return r.timedOut(w.began)
+			})
 		}
 	}
 	r.pending.sweep(tick, look)

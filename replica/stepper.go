@@ -1,11 +1,10 @@
 package replica
 
 import (
+	"context"
 	"time"
 
 	pb "go.etcd.io/raft/v3/raftpb"
-
-	"github.com/kvorum/kvorum/fault"
 )
 
 // Stepper runs a member by hand, in place of Run: each call does what one of
@@ -93,64 +92,51 @@ func (s *Stepper[R]) Stop() error {
 
 // Wait is a request whose outcome may not be there yet.
 type Wait[R any] struct {
-	w       *waiter[R]
-	refused error
+	s     *solo[R]
+	leave context.CancelFunc
+	left  bool
 }
 
 // Outcome returns the outcome, if it is there.
 func (w *Wait[R]) Outcome() (result R, err error, there bool) {
-	if w.refused != nil {
-		return result, w.refused, true
-	}
-	if !w.w.answered() {
+	select {
+	case <-w.s.done:
+		return w.s.result, w.s.err, !w.left
+	default:
 		return result, nil, false
 	}
-	return w.w.result, w.w.err, true
 }
 
-// Leave gives up waiting, as the end of a context does.
+// Leave gives up waiting, as the end of a context does. There will be no outcome
+// then.
 func (w *Wait[R]) Leave() {
-	if w.refused == nil {
-		w.w.state.CompareAndSwap(waiting, left)
-	}
+	w.left = true
+	w.leave()
 }
 
 // Propose starts what Replica.Propose does.
 func (s *Stepper[R]) Propose(command []byte) *Wait[R] {
-	if err := s.r.admit(len(command)); err != nil {
-		return &Wait[R]{refused: err}
-	}
-	w := s.r.waiter()
-	w.command = command
-	return s.start(w, func(in *inbox[R]) { in.proposals = append(in.proposals, w) })
+	return begin(func(solo *solo[R]) { s.r.ProposeAll(solo, [][]byte{command}) })
 }
 
 // Configure starts what Replica.Configure does.
 func (s *Stepper[R]) Configure(change *pb.ConfChangeV2) *Wait[R] {
-	if err := s.r.admit(len(change.Context)); err != nil {
-		return &Wait[R]{refused: err}
-	}
-	w := s.r.waiter()
-	w.command, w.change = change.Context, change
-	return s.start(w, func(in *inbox[R]) { in.changes = append(in.changes, w) })
+	return begin(func(solo *solo[R]) { s.r.configureFor(solo, change) })
 }
 
 // Barrier starts what Replica.Barrier does.
 func (s *Stepper[R]) Barrier() *Wait[R] {
-	w := s.r.waiter()
-	return s.start(w, func(in *inbox[R]) { in.barriers = append(in.barriers, w) })
+	return begin(func(solo *solo[R]) { s.r.BarrierAll(solo, 1) })
 }
 
 // Transfer starts what Replica.Transfer does.
 func (s *Stepper[R]) Transfer(to uint64) *Wait[R] {
-	w := s.r.waiter()
-	w.to = to
-	return s.start(w, func(in *inbox[R]) { in.transfers = append(in.transfers, w) })
+	return begin(func(solo *solo[R]) { s.r.transferFor(solo, to) })
 }
 
-func (s *Stepper[R]) start(w *waiter[R], change func(*inbox[R])) *Wait[R] {
-	if !s.r.submit(change) {
-		return &Wait[R]{refused: fault.Stopped}
-	}
-	return &Wait[R]{w: w}
+func begin[R any](ask func(*solo[R])) *Wait[R] {
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &Wait[R]{s: newSolo[R](ctx), leave: cancel}
+	ask(w.s)
+	return w
 }

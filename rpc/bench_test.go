@@ -35,12 +35,12 @@ func (c *counter) Put(context.Context, *etcdserverpb.PutRequest) (*etcdserverpb.
 }
 
 // now does the same from bytes to bytes.
-func (c *counter) now(_ context.Context, in, out []byte) ([]byte, bool, error) {
+func (c *counter) now(_ context.Context, _ rpc.Party, in, out []byte) ([]byte, rpc.Then, error) {
 	out = protowire.AppendTag(out, 1, protowire.BytesType)
 	rev := uint64(c.puts.Add(1))
 	out = protowire.AppendVarint(out, uint64(protowire.SizeTag(3)+protowire.SizeVarint(rev)))
 	out = protowire.AppendTag(out, 3, protowire.VarintType)
-	return protowire.AppendVarint(out, rev), true, nil
+	return protowire.AppendVarint(out, rev), rpc.Answered, nil
 }
 
 // serveBench serves the kind of server that is asked for until it is killed.

@@ -225,16 +225,16 @@ func TestFast(t *testing.T) {
 		}
 		return r
 	}
-	now := func(ctx context.Context, in, out []byte) ([]byte, bool, error) {
+	now := func(ctx context.Context, _ rpc.Party, in, out []byte) ([]byte, rpc.Then, error) {
 		r := read(in)
 		if wish(ctx, "fail") != "" {
-			return nil, true, status.Error(codes.OutOfRange, "now")
+			return nil, rpc.Answered, status.Error(codes.OutOfRange, "now")
 		}
 		if r.FillUsername {
-			return nil, false, nil
+			return nil, rpc.Alone, nil
 		}
 		out, err := reply(r, "now ", out)
-		return out, true, err
+		return out, rpc.Answered, err
 	}
 	handle := func(ctx context.Context, in, out []byte) ([]byte, error) {
 		if wish(ctx, "fail") != "" {

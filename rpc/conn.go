@@ -48,12 +48,12 @@ type conn struct {
 	born   time.Time
 
 	// Owned by the reader.
-	in      *intake // nil: nothing to read
-	first   [waitBytes]byte
-	decoder *hpack.Decoder
-	block   block
-	head    *head      // of the last request
-	joined  *gathering // it has calls of this connection that do not wait yet
+	in       *intake // nil: nothing to read
+	first    [waitBytes]byte
+	decoder  *hpack.Decoder
+	block    block
+	head     *head        // of the last request
+	gathered []*gathering // that have not begun
 
 	lastRead atomic.Int64 // when the client was heard of, in ns since born
 	handling atomic.Int32 // unary calls on workers
@@ -171,10 +171,7 @@ func (c *conn) greet() {
 // for the next request, and that a client which does not read its answers sends
 // no more.
 func (c *conn) receive(p []byte) (int, error) {
-	if c.joined != nil {
-		c.joined.begin()
-		c.joined = nil
-	}
+	c.beginParties()
 	c.flush()
 	c.mu.Lock()
 	for len(c.out.ready) > unreadMax && !c.out.failed {
@@ -512,39 +509,49 @@ func (c *conn) takeUnary(s *stream, data []byte) {
 	if !s.complete(data) {
 		return
 	}
-	plain := data[0] == 0 && s.head.codec == nil && s.head.compressor == nil
-	if now := s.method.fast.Now; now != nil && plain {
-		c.mu.Unlock()
-		answer, ok, err := now(s, data[prefixBytes:], append(c.in.scratch.b[:0], make([]byte, prefixBytes)...))
-		if ok && err == nil {
-			c.in.scratch.b = answer
-			err = s.seal(&c.in.scratch)
-		}
-		c.mu.Lock()
-		if ok {
-			if err != nil {
-				answer = nil
-			}
-			c.answer(s, answer, nil, err)
-			if cap(c.in.scratch.b) > bufferMax {
-				c.in.scratch.b = nil
-			}
+	if f := &s.method.fast; f.Now != nil && data[0] == 0 && s.head.codec == nil && s.head.compressor == nil {
+		if c.answerNow(s, f, data[prefixBytes:]) {
 			return
 		}
 	}
-	together := s.method.together
-	joins := together != nil && plain && together.Joins(data[prefixBytes:])
 	if s.received == nil {
 		s.keep(data)
 	}
-	if joins {
-		if c.joined != nil && c.joined != together {
-			c.joined.begin()
-		}
-		together.join(s)
-		return
-	}
 	c.handle(s)
+}
+
+// answerNow answers a call, or has it join its party. It returns false if Handle
+// has to. c.mu is held, but not while others look at the call.
+func (c *conn) answerNow(s *stream, f *Fast, in []byte) bool {
+	var g *gathering
+	var party Party
+	if f.Together != nil {
+		g = c.party(f.Together)
+		party = g.party
+	}
+	c.mu.Unlock()
+	answer, then, err := f.Now(s, party, in, append(c.in.scratch.b[:0], make([]byte, prefixBytes)...))
+	if then == Answered && err == nil {
+		c.in.scratch.b = answer
+		err = s.prefix(answer)
+	}
+	c.mu.Lock()
+	switch then {
+	case Alone:
+		return false
+	case Joined:
+		g.join(s)
+		s.dropReceived()
+		return true
+	}
+	if err != nil {
+		answer = nil
+	}
+	c.answer(s, answer, nil, err)
+	if cap(c.in.scratch.b) > bufferMax {
+		c.in.scratch.b = nil
+	}
+	return true
 }
 
 // handle lets a worker run the handler. c.mu is held.
@@ -838,8 +845,6 @@ func (c *conn) end() {
 	c.room.Broadcast()
 	c.mu.Unlock()
 	c.nc.Close()
-	if c.joined != nil {
-		c.joined.begin()
-	}
+	c.beginParties()
 	c.running.Wait()
 }

@@ -104,6 +104,16 @@ func (s *stream) Value(key any) any {
 	return nil
 }
 
+// Header returns what a call's client said first in the header of that name,
+// which is in lower case. Package metadata would copy it.
+func Header(ctx context.Context, name string) (value string, said bool) {
+	md, _ := ctx.Value(metadataKey).(metadata.MD)
+	if values := md[name]; len(values) > 0 {
+		return values[0], true
+	}
+	return "", false
+}
+
 // AfterFunc has f run on a goroutine of its own when the call ends. Package
 // context uses it for contexts that are derived from this one.
 func (s *stream) AfterFunc(f func()) (stop func() bool) {

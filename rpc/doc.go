@@ -13,6 +13,7 @@
 //	messages.go the same for handlers that encode, and send many at once
 //	send.go    windows, turns, and the one write for all that is ready
 //	keep.go    pings, age and idleness
+//	together.go calls that wait as one party
 //	pool.go    goroutines and buffers that are used again
 //	inside.go  a way in for callers in the same process
 //

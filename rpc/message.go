@@ -144,14 +144,19 @@ func (s *stream) seal(buf *buffer) error {
 		}
 		buf.b[0] = 1
 	}
-	n := len(buf.b) - prefixBytes
+	return s.prefix(buf.b)
+}
+
+// prefix fills in what stands before the message in b.
+func (s *stream) prefix(b []byte) error {
+	n := len(b) - prefixBytes
 	if n > math.MaxUint32 {
 		return status.Errorf(codes.ResourceExhausted, "grpc: message too large (%d bytes)", n)
 	}
 	if n > s.c.options.SendBytesMax {
 		return status.Errorf(codes.ResourceExhausted, "trying to send message larger than max (%d vs. %d)", n, s.c.options.SendBytesMax)
 	}
-	putLength(buf.b, n)
+	putLength(b, n)
 	return nil
 }
 

@@ -91,15 +91,18 @@ func or[T comparable](v *T, other T) {
 	}
 }
 
-// Fast answers a unary method from bytes to bytes. Both functions are given
-// the request's message, which is theirs until they return, and append the
-// answer's message to out. Interceptors do not see such calls.
+// Fast answers a unary method from bytes to bytes. Its functions are given the
+// request's message, which is theirs until they return, and append the answer's
+// message to out. Interceptors do not see such calls.
 type Fast struct {
-	Together *Together // asked after Now; default: calls wait alone
+	// Now runs on the goroutine that reads the connection, and must not wait. It
+	// answers the call, or says how it goes on. It may be nil: all calls are
+	// Handle's.
+	Now func(ctx context.Context, party Party, in, out []byte) (answer []byte, then Then, err error)
 
-	// Now runs on the goroutine that reads the connection, and must not wait.
-	// When it returns false, Handle is asked. It may be nil.
-	Now func(ctx context.Context, in, out []byte) (answer []byte, ok bool, err error)
+	// Together makes the parties that Now is given; nil if it needs none. Methods
+	// can share one.
+	Together *Together
 
 	// Handle runs on a goroutine of its own. When it is nil, the handler that
 	// was registered for the method stands in.
@@ -113,17 +116,13 @@ type method struct {
 	stream *grpc.StreamDesc
 	info   *grpc.StreamServerInfo
 	fast   Fast
-
-	together *gathering // nil: calls wait alone
 }
 
 // Server serves the services that were registered with it.
 type Server struct {
 	// Immutable after New.
-	options  Options
-	workers  *workers
-	stopping context.Context // ends when nobody is waited for any more
-	stopNow  context.CancelFunc
+	options Options
+	workers *workers
 
 	// Immutable once Serve was called.
 	methods  map[string]*method // by path
@@ -152,7 +151,6 @@ func New(o Options) *Server {
 		methods:  map[string]*method{},
 		services: map[string]grpc.ServiceInfo{},
 	}
-	s.stopping, s.stopNow = context.WithCancel(context.Background())
 	s.mu.listeners = map[net.Listener]struct{}{}
 	s.mu.conns = map[*conn]struct{}{}
 	return s
@@ -195,9 +193,6 @@ func (s *Server) Fast(path string, f Fast) {
 	m := s.methods[path]
 	must(m != nil && m.unary != nil, "%s is a registered unary method", path)
 	m.fast = f
-	if f.Together != nil {
-		m.together = &gathering{Together: *f.Together, server: s}
-	}
 }
 
 // GetServiceInfo tells what is registered. Reflection asks for it.
@@ -298,10 +293,7 @@ func (s *Server) remove(c *conn) {
 func (s *Server) GracefulStop() { s.stop(func(c *conn) { c.leave("graceful_stop") }) }
 
 // Stop ends all connections and calls, and returns when all handlers have.
-func (s *Server) Stop() {
-	s.stopNow()
-	s.stop(func(c *conn) { c.abort() })
-}
+func (s *Server) Stop() { s.stop(func(c *conn) { c.abort() }) }
 
 func (s *Server) stop(end func(*conn)) {
 	s.mu.Lock()
@@ -315,7 +307,6 @@ func (s *Server) stop(end func(*conn)) {
 	s.mu.Unlock()
 	s.running.Wait()
 	s.workers.close()
-	s.stopNow()
 }
 
 // must keeps a promise of the program to itself, or of its author.

@@ -1,116 +1,171 @@
 package rpc
 
-import (
-	"context"
-	"sync"
-	"time"
+import "sync/atomic"
+
+// Together is for methods whose calls wait for something that serves many of
+// them at once. Those of a connection are gathered while there is more to read,
+// and then wait as one party. One goroutine answers them, one after the other,
+// so that their answers leave in few writes.
+type Together struct {
+	New func() Party // which nobody has joined
+}
+
+// Party is calls that wait together. Fast.Now lets them join.
+type Party interface {
+	// Begin is called once, if anybody has joined, and returns at once. When the
+	// party need not wait any longer, all has to be called, which has everybody
+	// answered. Before, early has only the i-th answered; once it was called for
+	// everybody, all must not be. One goroutine at a time calls them.
+	Begin(early func(i int), all func())
+
+	// Answer appends the message of the answer to the i-th who has joined. It
+	// must not wait. It is called once for each, by several goroutines.
+	Answer(i int, out []byte) (answer []byte, err error)
+
+	// Free is called when everybody has been answered.
+	Free()
+}
+
+// Then says what follows Fast.Now.
+type Then int
+
+const (
+	Answered Then = iota
+	Joined        // the party: it will answer
+	Alone         // Handle is asked
 )
 
-// Together is for a method whose calls wait for something that serves many of
-// them at once. They are gathered, wait once, and are answered one after the
-// other by one goroutine; meanwhile the next ones are gathered.
-type Together struct {
-	// Joins tells whether a call waits with others. It runs on the goroutine
-	// that reads the connection, and must not wait.
-	Joins func(in []byte) bool
-
-	// Wait returns when those may be answered who had joined when it was called,
-	// or when ctx ends, since the server stops.
-	Wait func(ctx context.Context) error
-
-	// Handle answers a call that has come at a time, given what Wait returned.
-	// It must not wait.
-	Handle func(ctx context.Context, in, out []byte, came time.Time, err error) (answer []byte, _ error)
-}
-
-// gathering is the calls of a method that wait together.
+// gathering is a party of calls of one connection.
 type gathering struct {
-	Together
-	server *Server
+	together *Together
+	party    Party
+	conn     *conn
+	calls    []*stream // nil: it was answered early
 
-	mu struct {
-		sync.Mutex
-		joined []joined
-		active bool // somebody waits, and will look for those who have joined since
-	}
+	open atomic.Int64 // calls not answered yet
 }
 
-type joined struct {
-	call *stream
-	came time.Time
-}
-
-// join adds a call, which begins to wait when the reader of its connection has
-// nothing more to read. Its connection's mu is held.
-func (g *gathering) join(s *stream) {
-	s.handling = true
-	s.c.running.Add(1)
-	s.c.joined = g
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.mu.joined = append(g.mu.joined, joined{s, time.Now()})
-}
-
-// begin lets those wait who have joined.
-func (g *gathering) begin() {
-	g.mu.Lock()
-	first := !g.mu.active && len(g.mu.joined) > 0
-	g.mu.active = g.mu.active || first
-	g.mu.Unlock()
-	if first {
-		g.server.workers.start(g)
-	}
-}
-
-// run waits for those who have joined, lets somebody else wait for those who
-// come meanwhile, and answers.
-func (g *gathering) run(*worker) {
-	g.mu.Lock()
-	all := g.mu.joined
-	g.mu.joined = make([]joined, 0, len(all))
-	g.mu.Unlock()
-
-	err := g.Wait(g.server.stopping)
-
-	g.mu.Lock()
-	g.mu.active = len(g.mu.joined) > 0
-	more := g.mu.active
-	g.mu.Unlock()
-	if more {
-		g.server.workers.start(g)
-	}
-	for i := range all {
-		g.answer(&all[i], err)
-		// What is answered together leaves together: the calls of a connection
-		// mostly lie side by side.
-		if c := all[i].call.c; i+1 == len(all) || all[i+1].call.c != c {
-			c.flush()
+// party returns the gathering of calls which wait together that has not begun.
+// Only the reader calls it.
+func (c *conn) party(t *Together) *gathering {
+	for _, g := range c.gathered {
+		if g.together == t {
+			return g
 		}
 	}
-	for i := range all {
-		all[i].call.c.running.Done()
-	}
+	g := &gathering{together: t, party: t.New(), conn: c}
+	c.gathered = append(c.gathered, g)
+	return g
 }
 
-func (g *gathering) answer(j *joined, err error) {
-	s, c := j.call, j.call.c
+// join adds a call. Its connection's mu is held.
+func (g *gathering) join(s *stream) {
+	s.handling = true
+	g.calls = append(g.calls, s)
+}
+
+// beginParties lets those wait who have been gathered. Only the reader calls it.
+func (c *conn) beginParties() {
+	for i, g := range c.gathered {
+		c.gathered[i] = nil
+		if len(g.calls) == 0 {
+			g.party.Free()
+			continue
+		}
+		c.running.Add(1)
+		g.open.Store(int64(len(g.calls)))
+		g.party.Begin(g.early, func() { c.server.workers.start(g) })
+	}
+	c.gathered = c.gathered[:0]
+}
+
+// early has one call answered before the others.
+func (g *gathering) early(i int) {
+	s := g.calls[i]
+	g.calls[i] = nil
+	g.conn.server.workers.start(&leaver{g, i, s})
+}
+
+// leaver is a call that leaves its party.
+type leaver struct {
+	g *gathering
+	i int
+	s *stream
+}
+
+func (l *leaver) run(*worker) {
 	buf := newBuffer()
-	buf.b = append(buf.b, make([]byte, prefixBytes)...)
-	out, err := g.Handle(s, s.received.b[s.at+prefixBytes:], buf.b, j.came, err)
+	defer buf.free()
+	answers := []written{l.g.answer(l.i, l.s, buf)}
+	l.g.send(buf, answers)
+	l.g.close(1)
+}
+
+// written is an answer in a buffer that it shares with others.
+type written struct {
+	s        *stream
+	from, to int
+	err      error
+}
+
+// run answers all who are left.
+func (g *gathering) run(*worker) {
+	buf := newBuffer()
+	defer buf.free()
+	answers, n := make([]written, 0, len(g.calls)), 0
+	for i, s := range g.calls {
+		if s == nil {
+			continue
+		}
+		answers = append(answers, g.answer(i, s, buf))
+		n++
+		if len(buf.b) >= bufferMax/2 {
+			g.send(buf, answers)
+			answers = answers[:0]
+		}
+	}
+	g.send(buf, answers)
+	g.close(n)
+}
+
+// answer writes an answer to buf.
+func (g *gathering) answer(i int, s *stream, buf *buffer) written {
+	w := written{s: s, from: len(buf.b)}
+	out, err := g.party.Answer(i, append(buf.b, make([]byte, prefixBytes)...))
 	if err == nil {
-		buf.b = out
-		err = s.seal(buf)
+		err = s.prefix(out[w.from:])
 	}
 	if err != nil {
-		buf.free()
-		buf = nil
+		w.err = err
+		return w
 	}
-	s.dropReceived()
+	buf.b, w.to = out, len(out)
+	return w
+}
+
+// send sends the answers in buf, which is empty then.
+func (g *gathering) send(buf *buffer, answers []written) {
+	c := g.conn
 	c.mu.Lock()
-	if buf != nil {
-		c.answer(s, buf.b, buf, nil)
-	} else {
-		c.answer(s, nil, nil, err)
+	for _, w := range answers {
+		if w.err != nil {
+			c.answer(w.s, nil, nil, w.err)
+		} else {
+			c.answer(w.s, buf.b[w.from:w.to], nil, nil)
+		}
 	}
 	c.mu.Unlock()
+	c.flush()
+	if cap(buf.b) > bufferMax {
+		buf.b = nil
+	}
+	buf.b = buf.b[:0]
+}
+
+// close ends the gathering when everybody has been answered.
+func (g *gathering) close(n int) {
+	if g.open.Add(-int64(n)) == 0 {
+		g.party.Free()
+		g.conn.running.Done()
+	}
 }

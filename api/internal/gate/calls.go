@@ -172,47 +172,53 @@ func (c *Calls) stream(m *method, inner grpc.StreamHandler) grpc.StreamHandler {
 // Fast is a unary method from bytes to bytes: it appends the answer to out.
 type Fast func(ctx context.Context, in, out []byte) ([]byte, error)
 
-// Fast returns the method with the same around it as Wrap puts there, but that
-// the method has to Enter by itself, since only it can decode the request. For
-// the log, decode does that too.
-func (c *Calls) Fast(service, name string, decode func(in []byte) proto.Message, handle Fast) Fast {
-	m := c.newMethod(service, name, "unary")
-	return func(ctx context.Context, in, out []byte) ([]byte, error) {
-		return c.fast(m, time.Now(), ctx, in, out, decode, handle)
-	}
+// Around is for methods from bytes to bytes: the same that Wrap puts around
+// others, in two halves, but that the method has to Enter the gate by itself,
+// since only it can decode the request.
+type Around struct {
+	calls  *Calls
+	method *method
+	decode func(in []byte) proto.Message
 }
 
-// FastFrom is Fast for calls that have come earlier, given what they have
-// waited for together.
-func (c *Calls) FastFrom(service, name string, decode func(in []byte) proto.Message, handle func(ctx context.Context, in, out []byte, waited error) ([]byte, error)) func(ctx context.Context, in, out []byte, came time.Time, waited error) ([]byte, error) {
-	m := c.newMethod(service, name, "unary")
-	return func(ctx context.Context, in, out []byte, came time.Time, waited error) ([]byte, error) {
-		return c.fast(m, came, ctx, in, out, decode, func(ctx context.Context, in, out []byte) ([]byte, error) {
-			return handle(ctx, in, out, waited)
-		})
-	}
+// Around returns what is to be around a method. decode is for the log.
+func (c *Calls) Around(service, name string, decode func(in []byte) proto.Message) *Around {
+	return &Around{c, c.newMethod(service, name, "unary"), decode}
 }
 
-func (c *Calls) fast(m *method, start time.Time, ctx context.Context, in, out []byte, decode func(in []byte) proto.Message, handle Fast) ([]byte, error) {
-	before := len(out)
-	m.started.Inc()
-	m.received.Inc()
+// Begin comes first. A call that it does not admit ends with its error.
+func (a *Around) Begin(ctx context.Context) error {
+	a.method.started.Inc()
+	a.method.received.Inc()
+	return a.calls.clients.count(ctx, false)
+}
 
-	err := c.clients.count(ctx, false)
-	if err == nil {
-		out, err = handle(ctx, in, out)
-	}
+// End comes last. It is told when the call came, its request, how large its
+// answer is and what went wrong, and returns how to say that.
+func (a *Around) End(ctx context.Context, came time.Time, in []byte, answer int, err error) error {
+	c, m := a.calls, a.method
 	err = statusOf(err)
-
-	took := time.Since(start)
+	took := time.Since(came)
 	c.finish(m, took, err)
 	if err == nil {
 		m.sent.Inc()
 	}
 	if c.slow > 0 && took > c.slow {
-		c.report(ctx, m, start, took, decode(in), sized(len(out)-before))
+		c.report(ctx, m, came, took, a.decode(in), sized(answer))
 	}
-	return out, err
+	return err
+}
+
+// Handle puts it around a handler.
+func (a *Around) Handle(handle Fast) Fast {
+	return func(ctx context.Context, in, out []byte) ([]byte, error) {
+		came, before := time.Now(), len(out)
+		err := a.Begin(ctx)
+		if err == nil {
+			out, err = handle(ctx, in, out)
+		}
+		return out, a.End(ctx, came, in, len(out)-before, err)
+	}
 }
 
 // sized stands for an encoded message of so many bytes.

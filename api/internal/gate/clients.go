@@ -5,10 +5,9 @@ import (
 	"sync"
 	"unicode/utf8"
 
-	"google.golang.org/grpc/metadata"
-
 	"github.com/kvorum/kvorum/fault"
 	"github.com/kvorum/kvorum/metric"
+	"github.com/kvorum/kvorum/rpc"
 )
 
 // versionsMax bounds how many client versions are told apart: the claim is
@@ -34,9 +33,9 @@ func newClients(f *metric.Family[metric.Counter]) *clients {
 }
 
 func (c *clients) count(ctx context.Context, streaming bool) error {
-	version := "unknown"
-	if claims := metadata.ValueFromIncomingContext(ctx, "client-api-version"); len(claims) > 0 {
-		version = claims[0]
+	version, claimed := rpc.Header(ctx, "client-api-version")
+	if !claimed {
+		version = "unknown"
 	}
 	of, err := c.of(version)
 	if err != nil {

@@ -26,6 +26,9 @@ type Backend interface {
 	// the time for which anybody may wait.
 	Propose(ctx context.Context, command []byte) (state.Outcome, error)
 
+	// ProposeAll does the same with the commands of a party, and does not wait.
+	ProposeAll(p Party, commands [][]byte)
+
 	// Configure does the same with a command that comes with a change of who
 	// votes. If it is refused, nothing changes.
 	Configure(ctx context.Context, command []byte, change Change) (state.Outcome, error)
@@ -33,6 +36,9 @@ type Backend interface {
 	// Barrier returns once all that was committed before the call is applied
 	// here. What holds of the errors of Propose holds of its errors.
 	Barrier(ctx context.Context) error
+
+	// BarrierAll does the same for a party of n, and does not wait.
+	BarrierAll(p Party, n int)
 
 	// View is the state as it is now. It never waits.
 	View() *state.View
@@ -43,6 +49,20 @@ type Backend interface {
 	// Size returns the bytes that the state takes on disk, and how many of
 	// them hold what can still be asked for.
 	Size() (total, used int64)
+}
+
+// Party is those who wait for something together. It is told what has become of
+// it by one goroutine at a time, and must not wait then, nor ask the Backend.
+type Party interface {
+	// Context is that of the i-th, who waits not much longer once it has ended.
+	Context(i int) context.Context
+
+	// Leave tells why the i-th waits no more. It is told nothing else.
+	Leave(i int, err error)
+
+	// End tells all others what became of their commands, if they had any. It
+	// comes last, but not where all have left.
+	End(outcomes []state.Outcome, err error)
 }
 
 // Change says what a member is from now on.
@@ -109,9 +129,9 @@ func New(o Options, backend Backend) *Gate {
 	return g
 }
 
-// commandBytes is what a command adds to its request, when nobody in
-// particular asks.
-const commandBytes = 8
+// CommandBytes is what a command adds to its request, when nobody in particular
+// asks.
+const CommandBytes = 8
 
 // EnterUnary tells whether this member may answer req at all.
 func (g *Gate) EnterUnary(ctx context.Context, req any) error {
@@ -241,37 +261,55 @@ func (g *Gate) Status() Status { return g.backend.Status() }
 // Propose has the request made true: it returns what became of it, once it is
 // committed and applied here. A refusal by the state is an error.
 func (g *Gate) Propose(ctx context.Context, kind state.Kind, req proto.Message) (state.Outcome, error) {
-	return g.ProposeEncoded(ctx, kind, req, nil)
+	start := time.Now()
+	out, err := g.propose(ctx, kind, req)
+	return out, g.Conclude(kind, start, &out, err)
 }
 
-// ProposeEncoded does the same with a request whose encoded form is at hand.
-func (g *Gate) ProposeEncoded(ctx context.Context, kind state.Kind, req proto.Message, encoded []byte) (state.Outcome, error) {
-	start := time.Now()
-	out, err := g.propose(ctx, kind, req, encoded)
+// Conclude counts a proposal that was begun at start, and makes an error of a
+// refusal. out is not looked at if there is an error.
+func (g *Gate) Conclude(kind state.Kind, start time.Time, out *state.Outcome, err error) error {
 	if err == nil && out.Refusal != nil {
 		err = out.Refusal
 	}
-	g.Observe(requestOf[kind], start, err)
-	return out, err
+	g.Observe(requestOf(kind), start, err)
+	return err
 }
 
-func (g *Gate) propose(ctx context.Context, kind state.Kind, req proto.Message, encoded []byte) (state.Outcome, error) {
-	if err := g.room(ctx, kind, req); err != nil {
-		return state.Outcome{}, err
+func (g *Gate) propose(ctx context.Context, kind state.Kind, req proto.Message) (state.Outcome, error) {
+	full, err := g.room(kind, req)
+	if full {
+		err = g.tellFull(ctx)
 	}
-	size := len(encoded)
-	if encoded == nil {
-		size = proto.Size(req)
-	}
-	command, err := state.Command{Kind: kind, Request: req, Encoded: encoded}.Append(make([]byte, 0, commandBytes+size))
 	if err != nil {
 		return state.Outcome{}, err
 	}
-	if len(command) > g.options.RequestBytesMax {
-		return state.Outcome{}, fault.RequestTooLarge
+	command, err := g.appendCommand(make([]byte, 0, CommandBytes+proto.Size(req)), kind, req, nil)
+	if err != nil {
+		return state.Outcome{}, err
 	}
-
 	return g.backend.Propose(ctx, command)
+}
+
+// AppendCommand appends the command of a request whose encoded form is at hand,
+// for who proposes it without waiting. It returns false if that has to be left
+// to Propose.
+func (g *Gate) AppendCommand(dst []byte, kind state.Kind, req proto.Message, encoded []byte) (command []byte, ok bool, err error) {
+	full, err := g.room(kind, req)
+	if full || err != nil {
+		return dst, !full, err
+	}
+	dst, err = g.appendCommand(dst, kind, req, encoded)
+	return dst, true, err
+}
+
+func (g *Gate) appendCommand(dst []byte, kind state.Kind, req proto.Message, encoded []byte) ([]byte, error) {
+	before := len(dst)
+	dst, err := state.Command{Kind: kind, Request: req, Encoded: encoded}.Append(dst)
+	if err == nil && len(dst)-before > g.options.RequestBytesMax {
+		err = fault.RequestTooLarge
+	}
+	return dst, err
 }
 
 // Configure has a change of the members made true, as Propose does with other
@@ -322,31 +360,34 @@ func cost(req any) int64 {
 	return 0
 }
 
-// room refuses what the cluster's alarms forbid, and what would add to a full
-// disk. Who finds the disk full tells the whole cluster: members do not fill up
-// at the same moment, and one that falls out of step would have to be rebuilt.
-// Reads, deletions and compaction go on, for they are the way out.
-func (g *Gate) room(ctx context.Context, kind state.Kind, req proto.Message) error {
+// room refuses what the cluster's alarms forbid, and tells of what would fill the
+// disk. Reads, deletions and compaction go on, for they are the way out.
+func (g *Gate) room(kind state.Kind, req proto.Message) (full bool, err error) {
 	if kind == state.Alarm || kind == state.MemberUpdate {
-		return nil
+		return false, nil
 	}
 	view := g.backend.View()
 	if view.Alarmed(pb.AlarmType_CORRUPT) && g.corrupt() {
-		return fault.Corrupt
+		return false, fault.Corrupt
 	}
 	adds := cost(req)
 	if adds == 0 {
-		return nil
+		return false, nil
 	}
 	if view.Alarmed(pb.AlarmType_NOSPACE) {
-		return fault.NoSpace
+		return false, fault.NoSpace
 	}
 	if g.options.QuotaBytes < 0 {
-		return nil
+		return false, nil
 	}
-	if total, _ := g.backend.Size(); total+adds < g.options.QuotaBytes {
-		return nil
-	}
+	total, _ := g.backend.Size()
+	return total+adds >= g.options.QuotaBytes, nil
+}
+
+// tellFull has the whole cluster know that the disk is full here, and refuses
+// who has found out: members do not fill up at the same moment, and one that
+// falls out of step would have to be rebuilt.
+func (g *Gate) tellFull(ctx context.Context) error {
 	_, err := g.Propose(ctx, state.Alarm, &pb.AlarmRequest{
 		Action:   pb.AlarmRequest_ACTIVATE,
 		MemberID: uint64(g.backend.Status().Member),

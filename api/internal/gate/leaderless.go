@@ -5,9 +5,8 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc/metadata"
-
 	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/rpc"
 )
 
 // leaderless ends the streams of clients that want a leader, when this member
@@ -101,6 +100,6 @@ func (l *leaderless) endAll() {
 // requiresLeader tells whether a client asks not to be answered by a member
 // which is cut off.
 func requiresLeader(ctx context.Context) bool {
-	wish := metadata.ValueFromIncomingContext(ctx, "hasleader")
-	return len(wish) > 0 && wish[0] == "true"
+	wish, _ := rpc.Header(ctx, "hasleader")
+	return wish == "true"
 }

@@ -28,14 +28,24 @@ func (r Request) String() string {
 }
 
 // requestOf names a command as the metrics do.
-var requestOf = map[state.Kind]Request{
-	state.Put:         Put,
-	state.DeleteRange: DeleteRange,
-	state.Txn:         Txn,
-	state.Compact:     Compaction,
-	state.Alarm:       Alarm,
-	state.LeaseGrant:  LeaseGrant,
-	state.LeaseRevoke: LeaseRevoke,
+func requestOf(k state.Kind) Request {
+	switch k {
+	case state.Put:
+		return Put
+	case state.DeleteRange:
+		return DeleteRange
+	case state.Txn:
+		return Txn
+	case state.Compact:
+		return Compaction
+	case state.Alarm:
+		return Alarm
+	case state.LeaseGrant:
+		return LeaseGrant
+	case state.LeaseRevoke:
+		return LeaseRevoke
+	}
+	return Other
 }
 
 // Observe counts one request, begun at start and answered now.

@@ -12,44 +12,54 @@ import (
 
 	"github.com/kvorum/kvorum/api/internal/gate"
 	"github.com/kvorum/kvorum/internal/wire"
+	"github.com/kvorum/kvorum/rpc"
 	"github.com/kvorum/kvorum/state"
 )
 
-// FastMethod is a method of KV from bytes to bytes: what nearly all traffic
-// is, without the messages in between. Its answers are those of the method
-// that it stands for.
-type FastMethod struct {
-	Service, Name string
-	Decode        func(in []byte) proto.Message // for those who want to look at a request
-	Handle        gate.Fast
+// Fast gives the methods of KV that nearly all calls ask for a way from bytes
+// to bytes on r, without the messages in between. Their answers are those of the
+// methods that they stand for. Gets of one key wait together for the round that
+// makes them linear, and writes for what becomes of them.
+func Fast(o Options, g *gate.Gate, calls *gate.Calls, b Backend, r interface{ Fast(path string, f rpc.Fast) }) {
+	s := kv{server: &server{options: o, gate: g, backend: b}}
+	around := func(name string, decode func([]byte) proto.Message) *gate.Around {
+		return calls.Around(pb.KV_ServiceDesc.ServiceName, name, decode)
+	}
 
-	// Now tells whether a request is answered without waiting for anybody; nil
-	// if none is.
-	Now func(in []byte) bool
+	reads := &rpc.Together{New: func() rpc.Party { return newParty(s.server) }}
+	get := &gets{kv: s, Around: around("Range", decoded[pb.RangeRequest])}
+	r.Fast(pb.KV_Range_FullMethodName, rpc.Fast{Now: get.now, Together: reads, Handle: get.Handle(s.fastRange)})
 
-	// After, if there is one, handles the requests that Joins picks, which have
-	// waited for Barrier together.
-	Joins func(in []byte) bool
-	After func(ctx context.Context, in, out []byte, waited error) ([]byte, error)
+	writes := &rpc.Together{New: func() rpc.Party { return newParty(s.server) }}
+	put := &write[pb.PutRequest, *pb.PutRequest]{
+		kv: s, Around: around("Put", decoded[pb.PutRequest]), kind: state.Put,
+		decode: wire.Put, check: state.CheckPut,
+	}
+	r.Fast(pb.KV_Put_FullMethodName, rpc.Fast{Now: put.now, Together: writes, Handle: put.Handle(fast(wire.Put, s.Put, g))})
+	del := &write[pb.DeleteRangeRequest, *pb.DeleteRangeRequest]{
+		kv: s, Around: around("DeleteRange", decoded[pb.DeleteRangeRequest]), kind: state.DeleteRange,
+		decode: wire.DeleteRange, check: state.CheckDeleteRange,
+	}
+	r.Fast(pb.KV_DeleteRange_FullMethodName, rpc.Fast{Now: del.now, Together: writes, Handle: del.Handle(fast(wire.DeleteRange, s.DeleteRange, g))})
+	txn := &write[pb.TxnRequest, *pb.TxnRequest]{
+		kv: s, Around: around("Txn", decoded[pb.TxnRequest]), kind: state.Txn,
+		decode: wire.Txn, check: func(r *pb.TxnRequest) error { return state.CheckTxn(r, o.TxnOpsMax) },
+		alone: func(r *pb.TxnRequest) bool {
+			only, _ := readOnly(r)
+			return only
+		},
+	}
+	r.Fast(pb.KV_Txn_FullMethodName, rpc.Fast{Now: txn.now, Together: writes, Handle: txn.Handle(fast(wire.Txn, s.Txn, g))})
 }
 
-// Fast returns the methods that have a fast way.
-func Fast(o Options, g *gate.Gate, b Backend) []FastMethod {
-	s := kv{server: &server{options: o, gate: g, backend: b}}
-	service := pb.KV_ServiceDesc.ServiceName
-	return []FastMethod{
-		{Service: service, Name: "Range", Decode: decoded[pb.RangeRequest], Handle: s.fastRange, Now: local, Joins: linear, After: s.rangeAfter},
-		{Service: service, Name: "Put", Decode: decoded[pb.PutRequest], Handle: s.fastPut},
-		{Service: service, Name: "DeleteRange", Decode: decoded[pb.DeleteRangeRequest], Handle: s.fastDelete},
-		{Service: service, Name: "Txn", Decode: decoded[pb.TxnRequest], Handle: s.fastTxn},
-	}
+type message[T any] interface {
+	*T
+	proto.Message
+	Reset()
 }
 
 // decoded is for those who look rarely.
-func decoded[T any, M interface {
-	*T
-	proto.Message
-}](in []byte) proto.Message {
+func decoded[T any, M message[T]](in []byte) proto.Message {
 	m := M(new(T))
 	_ = proto.Unmarshal(in, m) // as far as it goes
 	return m
@@ -67,60 +77,92 @@ func malformed(in []byte, m proto.Message) error {
 	return status.Errorf(codes.Internal, "grpc: failed to unmarshal the received message: %v", err)
 }
 
-// Requests are used again: no answer, and nobody who is asked, keeps one.
-var (
-	rangeRequests = sync.Pool{New: func() any { return new(pb.RangeRequest) }}
-	putRequests   = sync.Pool{New: func() any { return new(pb.PutRequest) }}
-)
+// fast makes a method from messages to messages one from bytes to bytes.
+func fast[T, R any, M message[T], A message[R]](decode func([]byte, M) bool, method func(context.Context, M) (A, error), g *gate.Gate) gate.Fast {
+	return func(ctx context.Context, in, out []byte) ([]byte, error) {
+		r := M(new(T))
+		if !decode(in, r) {
+			return out, unreadable(in, r)
+		}
+		if err := g.Enter(ctx, false); err != nil {
+			return out, err
+		}
+		a, err := method(ctx, r)
+		if err != nil {
+			return out, err
+		}
+		return wire.Append(out, a)
+	}
+}
 
-// asks tells whether in is a request for a range, and such a one.
-func asks(in []byte, such func(*pb.RangeRequest) bool) bool {
-	r := rangeRequests.Get().(*pb.RangeRequest)
-	ok := wire.Range(in, r) && such(r)
+// Requests are used again: no answer, and nobody who is asked, keeps one.
+var rangeRequests = sync.Pool{New: func() any { return new(pb.RangeRequest) }}
+
+func freeRange(r *pb.RangeRequest) {
 	r.Reset()
 	rangeRequests.Put(r)
-	return ok
 }
 
-// local tells whether in asks for one key as this member knows it.
-func local(in []byte) bool {
-	return asks(in, func(r *pb.RangeRequest) bool { return r.Serializable && len(r.RangeEnd) == 0 })
+// gets is Range.
+type gets struct {
+	kv
+	*gate.Around
 }
 
-// linear tells whether in asks for one key as the cluster knows it. Larger
-// ranges would hold up those who have waited with them.
-func linear(in []byte) bool {
-	return asks(in, func(r *pb.RangeRequest) bool { return !r.Serializable && len(r.RangeEnd) == 0 })
-}
-
-func (s kv) fastRange(ctx context.Context, in, out []byte) ([]byte, error) {
-	return s.rangeFrom(ctx, in, out, func(linear bool) (*state.View, error) { return s.gate.View(ctx, linear) })
-}
-
-// rangeAfter answers a range that has waited for all that was committed before
-// it came.
-func (s kv) rangeAfter(ctx context.Context, in, out []byte, waited error) ([]byte, error) {
-	return s.rangeFrom(ctx, in, out, func(bool) (*state.View, error) {
-		if waited != nil && ctx.Err() != nil {
-			waited = ctx.Err() // as View says it
-		}
-		return s.backend.View(), waited
-	})
-}
-
-func (s kv) rangeFrom(ctx context.Context, in, out []byte, view func(linear bool) (*state.View, error)) ([]byte, error) {
+// now answers a get of one key as this member knows it. One as the cluster
+// knows it joins others; larger ranges would hold up those.
+func (g *gets) now(ctx context.Context, p rpc.Party, in, out []byte) ([]byte, rpc.Then, error) {
 	r := rangeRequests.Get().(*pb.RangeRequest)
-	defer func() {
-		r.Reset()
-		rangeRequests.Put(r)
-	}()
+	defer freeRange(r)
+	readable := wire.Range(in, r)
+	if readable && len(r.RangeEnd) > 0 {
+		return out, rpc.Alone, nil
+	}
+	came, before := time.Now(), len(out)
+	err := g.Begin(ctx)
+	switch {
+	case err != nil:
+	case !readable:
+		err = unreadable(in, r)
+	case r.Serializable:
+		out, err = g.appendRange(ctx, r, out, came, func(bool) (*state.View, error) { return g.backend.View(), nil })
+	default:
+		p.(*party).joinGet(ctx, g, in)
+		return out, rpc.Joined, nil
+	}
+	return out, rpc.Answered, g.End(ctx, came, in, len(out)-before, err)
+}
+
+// conclude answers a get that has waited for all that was committed before it
+// came.
+func (g *gets) conclude(ctx context.Context, came time.Time, in, out []byte, _ *state.Outcome, waited error) ([]byte, error) {
+	r := rangeRequests.Get().(*pb.RangeRequest)
+	defer freeRange(r)
 	if !wire.Range(in, r) {
 		return out, unreadable(in, r)
 	}
+	return g.appendRange(ctx, r, out, came, func(bool) (*state.View, error) {
+		if waited != nil && ctx.Err() != nil {
+			waited = ctx.Err() // as View says it
+		}
+		return g.backend.View(), waited
+	})
+}
+
+func (s kv) fastRange(ctx context.Context, in, out []byte) ([]byte, error) {
+	r := rangeRequests.Get().(*pb.RangeRequest)
+	defer freeRange(r)
+	if !wire.Range(in, r) {
+		return out, unreadable(in, r)
+	}
+	return s.appendRange(ctx, r, out, time.Now(), func(linear bool) (*state.View, error) { return s.gate.View(ctx, linear) })
+}
+
+func (s kv) appendRange(ctx context.Context, r *pb.RangeRequest, out []byte, came time.Time, view func(linear bool) (*state.View, error)) ([]byte, error) {
 	if err := s.gate.Enter(ctx, r.Serializable); err != nil {
 		return out, err
 	}
-	a, err := s.answer(r, view)
+	a, err := s.answer(r, came, view)
 	if err != nil {
 		return out, err
 	}
@@ -138,66 +180,64 @@ func (s *server) appendHeader(out []byte, rev state.Revision) []byte {
 
 var headers = sync.Pool{New: func() any { return new(pb.ResponseHeader) }}
 
-func (s kv) fastPut(ctx context.Context, in, out []byte) ([]byte, error) {
-	r := putRequests.Get().(*pb.PutRequest)
+// write is a method that proposes.
+type write[T any, M message[T]] struct {
+	kv
+	*gate.Around
+	kind   state.Kind
+	decode func([]byte, M) bool
+	check  func(M) error
+	alone  func(M) bool // tells what proposes nothing; nil: nothing does
+
+	requests sync.Pool
+}
+
+// now has a call that is admitted join others whose commands are proposed
+// together.
+func (w *write[T, M]) now(ctx context.Context, p rpc.Party, in, out []byte) ([]byte, rpc.Then, error) {
+	all := p.(*party)
+	r, ok := w.requests.Get().(M)
+	if !ok {
+		r = new(T)
+	}
 	defer func() {
 		r.Reset()
-		putRequests.Put(r)
+		w.requests.Put(r)
 	}()
-	if !wire.Put(in, r) {
-		return out, unreadable(in, r)
+	readable := w.decode(in, r)
+	if readable && w.alone != nil && w.alone(r) {
+		return out, rpc.Alone, nil
 	}
-	if err := s.gate.Enter(ctx, false); err != nil {
-		return out, err
-	}
-	if err := state.CheckPut(r); err != nil {
-		return out, err
-	}
-	return fastPropose(ctx, s, state.Put, r, in, out)
-}
-
-func (s kv) fastDelete(ctx context.Context, in, out []byte) ([]byte, error) {
-	r := new(pb.DeleteRangeRequest)
-	if !wire.DeleteRange(in, r) {
-		return out, unreadable(in, r)
-	}
-	if err := s.gate.Enter(ctx, false); err != nil {
-		return out, err
-	}
-	if err := state.CheckDeleteRange(r); err != nil {
-		return out, err
-	}
-	return fastPropose(ctx, s, state.DeleteRange, r, in, out)
-}
-
-func (s kv) fastTxn(ctx context.Context, in, out []byte) ([]byte, error) {
-	r := new(pb.TxnRequest)
-	if !wire.Txn(in, r) {
-		return out, unreadable(in, r)
-	}
-	if err := s.gate.Enter(ctx, false); err != nil {
-		return out, err
-	}
-	if err := state.CheckTxn(r, s.options.TxnOpsMax); err != nil {
-		return out, err
-	}
-	if only, serializable := readOnly(r); only {
-		start := time.Now()
-		resp, err := s.look(ctx, r, !serializable)
-		s.gate.Observe(gate.Txn, start, err)
-		if err != nil {
-			return out, err
+	err := w.gate.Enter(ctx, false)
+	var command []byte
+	switch {
+	case !readable:
+		err = unreadable(in, r)
+	case err != nil:
+	default:
+		if err = w.check(r); err != nil {
+			break
 		}
-		return wire.Append(out, resp)
+		if command, ok, err = w.gate.AppendCommand(all.room(gate.CommandBytes+len(in)), w.kind, r, in); !ok {
+			return out, rpc.Alone, nil
+		}
 	}
-	return fastPropose(ctx, s, state.Txn, r, in, out)
+	if first := w.Begin(ctx); first != nil {
+		err = first
+	}
+	if err != nil {
+		return out, rpc.Answered, w.End(ctx, all.came, in, 0, err)
+	}
+	all.joinWrite(ctx, w, command, len(in))
+	return out, rpc.Joined, nil
 }
 
-// fastPropose has the request r, encoded as in, made true.
-func fastPropose(ctx context.Context, s kv, kind state.Kind, r proto.Message, in, out []byte) ([]byte, error) {
-	resp, err := proposeEncoded[answered](ctx, s.server, kind, r, in)
-	if err != nil {
+// conclude answers with what became of a proposal.
+func (w *write[T, M]) conclude(_ context.Context, came time.Time, _, out []byte, o *state.Outcome, err error) ([]byte, error) {
+	if err := w.gate.Conclude(w.kind, came, o, err); err != nil {
 		return out, err
 	}
+	resp := o.Response.(answered)
+	w.fill(resp.GetHeader())
 	return wire.Append(out, resp)
 }

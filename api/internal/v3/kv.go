@@ -20,7 +20,7 @@ type kv struct {
 }
 
 func (s kv) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
-	a, err := s.answer(r, func(linear bool) (*state.View, error) { return s.gate.View(ctx, linear) })
+	a, err := s.answer(r, time.Now(), func(linear bool) (*state.View, error) { return s.gate.View(ctx, linear) })
 	if err != nil {
 		return nil, err
 	}
@@ -29,13 +29,13 @@ func (s kv) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, e
 	return resp, nil
 }
 
-// answer returns what r asks for, of a view that is linear or not.
-func (s kv) answer(r *pb.RangeRequest, view func(linear bool) (*state.View, error)) (a state.Answer, err error) {
+// answer returns what r, which came at a time, asks for, of a view that is linear
+// or not.
+func (s kv) answer(r *pb.RangeRequest, came time.Time, view func(linear bool) (*state.View, error)) (a state.Answer, err error) {
 	if err := state.CheckRange(r); err != nil {
 		return a, err
 	}
-	start := time.Now()
-	defer func() { s.gate.Observe(gate.Range, start, err) }()
+	defer func() { s.gate.Observe(gate.Range, came, err) }()
 	v, err := view(!r.Serializable)
 	if err != nil {
 		return a, err

@@ -117,13 +117,8 @@ type answered interface {
 // propose has req made true and returns the state's answer with its header
 // completed.
 func propose[R answered](ctx context.Context, s *server, kind state.Kind, req proto.Message) (R, error) {
-	return proposeEncoded[R](ctx, s, kind, req, nil)
-}
-
-// proposeEncoded does the same where the encoded request is at hand.
-func proposeEncoded[R answered](ctx context.Context, s *server, kind state.Kind, req proto.Message, encoded []byte) (R, error) {
 	var none R
-	out, err := s.gate.ProposeEncoded(ctx, kind, req, encoded)
+	out, err := s.gate.Propose(ctx, kind, req)
 	if err != nil {
 		return none, err
 	}
