@@ -99,3 +99,14 @@ func (b *buffer) free() {
 		buffers.Put(b)
 	}
 }
+
+// What a connection has to send lies in small buffers of its own, and in large
+// ones, which are lent, while it is much.
+const (
+	smallBytes = 16 << 10
+	largeBytes = readyMax + 2*(frameHeaderBytes+frameBytesMax)
+)
+
+type largeBuffer [largeBytes]byte
+
+var largeBuffers = sync.Pool{New: func() any { return new(largeBuffer) }}

@@ -24,7 +24,7 @@ const (
 
 	// Frames of messages are made when they can be written soon, so that those
 	// of all streams take turns.
-	readyMax = 64 << 10
+	readyMax = 128 << 10
 
 	// A client that leaves so much unread is not read from.
 	unreadMax = 256 << 10
@@ -34,8 +34,9 @@ const (
 type output struct {
 	encoder encoder
 	ready   []byte // whole frames
-	spare   []byte // to become ready
-	rest    []byte // of what was taken to be written
+	spare   []byte // to become ready; a small one
+	taken   []byte // was ready, and is being written
+	rest    []byte // of taken, if not all of it could be written at once
 	writing bool   // somebody is
 	failed  bool   // nothing can be written any more
 
@@ -271,6 +272,7 @@ func (c *conn) send(s *stream, message []byte, of *buffer) {
 }
 
 func (c *conn) dataFrame(s *stream, b []byte) {
+	c.out.makeRoom(frameHeaderBytes + len(b))
 	c.out.ready = appendFrameHeader(c.out.ready, len(b), http2.FrameData, 0, s.id)
 	c.out.ready = append(c.out.ready, b...)
 	c.out.window -= len(b)
@@ -337,7 +339,7 @@ func (c *conn) flush() {
 			c.startDrain()
 			break
 		}
-		b := c.takeReady()
+		b := c.out.takeReady()
 		c.mu.Unlock()
 		n, err := c.socket.try(b)
 		c.mu.Lock()
@@ -350,7 +352,7 @@ func (c *conn) flush() {
 			c.startDrain()
 			break
 		}
-		c.written(b)
+		c.written()
 	}
 	c.mu.Unlock()
 }
@@ -365,36 +367,45 @@ func (c *conn) flushSoon() {
 
 func (c *conn) canWrite() bool { return len(c.out.ready) > 0 && !c.out.failed }
 
-// keptBytes is how large a buffer a connection may keep for what it sends.
-func (c *conn) keptBytes() int {
-	if len(c.calls) == 0 {
-		return 16 << 10 // idle ones are many
-	}
-	return 2 * readyMax
+func (o *output) takeReady() []byte {
+	o.taken, o.ready, o.spare = o.ready, o.spare[:0], nil
+	return o.taken
 }
 
-func (c *conn) takeReady() []byte {
-	b := c.out.ready
-	if cap(c.out.spare) > c.keptBytes() {
-		c.out.spare = nil
+// makeRoom makes room in ready, in a large buffer if a small one does not do.
+func (o *output) makeRoom(bytes int) {
+	after := len(o.ready) + bytes
+	if after <= cap(o.ready) || after <= smallBytes || after > largeBytes {
+		return
 	}
-	c.out.ready, c.out.spare = c.out.spare[:0], nil
-	return b
+	small := o.ready
+	o.ready = append(largeBuffers.Get().(*largeBuffer)[:0], small...)
+	o.keep(small)
 }
 
-// written gives back what takeReady took. c.mu is held.
-func (c *conn) written(b []byte) {
+// keep keeps a buffer for later, or lets others have it: large ones are for
+// those who are sending.
+func (o *output) keep(b []byte) {
+	switch {
+	case cap(b) == largeBytes:
+		largeBuffers.Put((*largeBuffer)(b[:largeBytes]))
+	case cap(b) <= smallBytes && o.spare == nil:
+		o.spare = b[:0]
+	}
+}
+
+// written is told when all that was taken is written. c.mu is held.
+func (c *conn) written() {
 	c.out.writing = false
-	if cap(b) <= c.keptBytes() {
-		c.out.spare = b
-	}
+	c.out.keep(c.out.taken)
+	c.out.taken = nil
 	c.takeTurns()
 	c.room.Broadcast()
 }
 
 func (c *conn) writeFailed() {
 	c.out.writing, c.out.failed = false, true
-	c.out.ready, c.out.rest = nil, nil
+	c.out.ready, c.out.taken, c.out.rest = nil, nil, nil
 	c.room.Broadcast()
 	c.nc.Close() // the reader ends the rest
 }
@@ -424,7 +435,7 @@ func (d *drain) run(*worker) {
 			if !c.canWrite() {
 				break
 			}
-			b = c.takeReady()
+			b = c.out.takeReady()
 		}
 		c.mu.Unlock()
 		c.nc.SetWriteDeadline(time.Now().Add(c.options.WriteTimeout))
@@ -434,7 +445,7 @@ func (d *drain) run(*worker) {
 			c.writeFailed()
 			return
 		}
-		c.written(b)
+		c.written()
 		c.out.writing = true
 	}
 	c.nc.SetWriteDeadline(time.Time{})
