@@ -12,6 +12,10 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
+// patient is set where a test does not say how long a command may wait: on a
+// busy machine everything may.
+const patient = "KVORUM_COMMAND_TIMEOUT"
+
 // TestMain makes the test binary answer to the two names of the program, so
 // that scripts run the real commands as processes.
 func TestMain(m *testing.M) {
@@ -28,6 +32,7 @@ type cleanly struct{ *testing.M }
 
 func (c cleanly) Run() int {
 	defer process.Cleanup()
+	os.Setenv(patient, "1m")
 	return c.M.Run()
 }
 
@@ -41,6 +46,7 @@ func TestScripts(t *testing.T) {
 			server := process.Start(env.T().(testing.TB), process.Options{})
 			env.Setenv("KVORUM_ENDPOINTS", server.ClientAddr)
 			env.Setenv("ADDR", server.ClientAddr)
+			env.Setenv(patient, os.Getenv(patient))
 			return nil
 		},
 	})

@@ -114,7 +114,7 @@ func TestSilenceExplained(t *testing.T) {
 		{"127.0.0.1", nil, "127.0.0.1 is no address of a server: write HOST:PORT"},
 		{"tcp://127.0.0.1:2379", nil, "write HOST:PORT, http://HOST:PORT"},
 	} {
-		hint, open := knock(context.Background(), test.endpoint, test.config)
+		hint, open := knock(context.Background(), test.endpoint, test.config, patience)
 		if !strings.Contains(hint, test.want) || (test.want == "") != (hint == "") {
 			t.Errorf("%s: got %q, want %q", test.endpoint, hint, test.want)
 		}

@@ -79,7 +79,7 @@ func (a *app) explainSilence(ctx context.Context, cfg clientv3.Config, f *failur
 	var hints []string
 	reached := false
 	for _, endpoint := range cfg.Endpoints {
-		hint, open := knock(ctx, endpoint, cfg.TLS)
+		hint, open := knock(ctx, endpoint, cfg.TLS, knockTime)
 		if hint == "" {
 			hint = fmt.Sprintf("%s takes connections but did not answer within %v. It may be overloaded, or without a leader: "+
 				"try {{program}} endpoint status, or a longer --command-timeout.", endpoint, a.commandTimeout)
@@ -99,10 +99,11 @@ func (a *app) explainSilence(ctx context.Context, cfg clientv3.Config, f *failur
 const knockTime = time.Second
 
 // knock connects to an endpoint as the client would. It returns what stands in
-// the way, if anything, and whether a gRPC client could get through.
-func knock(ctx context.Context, endpoint string, config *tls.Config) (hint string, open bool) {
+// the way, if anything, and whether a gRPC client could get through. Each step
+// may take as long as patience.
+func knock(ctx context.Context, endpoint string, config *tls.Config, patience time.Duration) (hint string, open bool) {
 	network, address, secure := target(endpoint)
-	dialer := net.Dialer{Timeout: knockTime}
+	dialer := net.Dialer{Timeout: patience}
 	conn, err := dialer.DialContext(ctx, network, address)
 	if misspelt := (*net.AddrError)(nil); errors.As(err, &misspelt) {
 		return fmt.Sprintf("%s is no address of a server: write HOST:PORT, http://HOST:PORT or https://HOST:PORT.", endpoint), false
@@ -111,7 +112,7 @@ func knock(ctx context.Context, endpoint string, config *tls.Config) (hint strin
 		return fmt.Sprintf("Cannot connect to %s: %v. Is the server running there? Name another with --endpoints.", endpoint, reason(err)), false
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(knockTime)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		return "", true
 	}
 

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/kvorum/kvorum/test/compat/process"
+	"github.com/kvorum/kvorum/test/port"
 )
 
 func TestMain(m *testing.M) {
@@ -28,7 +29,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience is for what should take no time, on a machine that has other work.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // A session is a cluster and its user: what was typed, and what was told.
 type session struct {
@@ -38,11 +39,12 @@ type session struct {
 	told  *screen
 	stop  context.CancelFunc
 	ended chan error
+	gone  chan struct{} // nothing of it is left
 }
 
 func begin(t *testing.T, o Options) *session {
 	t.Helper()
-	s := &session{t: t, typed: make(chan string), told: newScreen(), ended: make(chan error, 1)}
+	s := &session{t: t, typed: make(chan string), told: newScreen(), ended: make(chan error, 1), gone: make(chan struct{})}
 	if o.Port == 0 {
 		o.Port = freePort(t, max(o.Nodes, 1))
 	}
@@ -50,9 +52,13 @@ func begin(t *testing.T, o Options) *session {
 	s.o = o
 	ctx, cancel := context.WithCancel(context.Background())
 	s.stop = cancel
-	go func() { s.ended <- Run(ctx, o) }()
+	go func() {
+		s.ended <- Run(ctx, o)
+		close(s.gone)
+	}()
 	t.Cleanup(func() {
 		cancel()
+		<-s.gone
 		if t.Failed() {
 			t.Logf("the user was told:\n%s", s.told)
 		}
@@ -65,9 +71,17 @@ func begin(t *testing.T, o Options) *session {
 func freePort(t *testing.T, nodes int) int {
 	t.Helper()
 	for range 100 {
-		port := 1100 + rand.IntN(1000)
-		if all, err := addresses(port, nodes); err == nil && free(all) == nil {
-			return port
+		from := 1100 + rand.IntN(1000)
+		all, err := addresses(from, nodes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var addrs []string
+		for _, at := range all {
+			addrs = append(addrs, fmt.Sprintf("127.0.0.1:%d", at.client), fmt.Sprintf("127.0.0.1:%d", at.peer))
+		}
+		if port.Take(t, addrs...) {
+			return from
 		}
 	}
 	t.Fatal("no room for a cluster")

@@ -23,21 +23,49 @@ func Free(t testing.TB) string {
 	t.Helper()
 	for range 1000 {
 		addr := fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(20_000))
-		sign, err := net.ListenPacket("udp", addr)
-		if err != nil {
-			continue
+		if sign := put(addr); sign != nil {
+			signs.Lock()
+			signs.conns = append(signs.conns, sign)
+			signs.Unlock()
+			return addr
 		}
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			sign.Close()
-			continue
-		}
-		l.Close()
-		signs.Lock()
-		signs.conns = append(signs.conns, sign)
-		signs.Unlock()
-		return addr
 	}
 	t.Fatal("no port is free")
 	return ""
+}
+
+// Take keeps addresses for a test until it ends, if nobody listens there and
+// they were not given away.
+func Take(t testing.TB, addrs ...string) bool {
+	var signs []net.PacketConn
+	remove := func() {
+		for _, sign := range signs {
+			sign.Close()
+		}
+	}
+	for _, addr := range addrs {
+		sign := put(addr)
+		if sign == nil {
+			remove()
+			return false
+		}
+		signs = append(signs, sign)
+	}
+	t.Cleanup(remove)
+	return true
+}
+
+// put puts a sign on an address, or returns nil when it is taken.
+func put(addr string) net.PacketConn {
+	sign, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		return nil
+	}
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		sign.Close()
+		return nil
+	}
+	l.Close()
+	return sign
 }

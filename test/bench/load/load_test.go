@@ -64,10 +64,10 @@ func TestTimeBoundRunMeasuresAfterTheWarmup(t *testing.T) {
 	addr := serve(t, floor.Responder{}, nil)
 	meter := time.Duration(0)
 	got := run1(t, Put{}, Options{
-		Addr: addr, Streams: 10, Warmup: 20 * time.Millisecond, Duration: 50 * time.Millisecond,
+		Addr: addr, Streams: 10, Warmup: 20 * time.Millisecond, Duration: 500 * time.Millisecond,
 		Meter: func() (time.Duration, error) { meter += time.Second; return meter, nil },
 	})
-	if got.Err() != nil || got.Elapsed < 50*time.Millisecond || got.Rate() <= 0 || got.ServerCPU != time.Second {
+	if got.Err() != nil || got.Elapsed < 500*time.Millisecond || got.Rate() <= 0 || got.ServerCPU != time.Second {
 		t.Errorf("%v elapsed, rate %.0f, server %v, %v", got.Elapsed, got.Rate(), got.ServerCPU, got.Err())
 	}
 }

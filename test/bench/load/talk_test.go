@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -81,12 +82,7 @@ func TestWatchersAreReadyAndCountWhatTheyAreTold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); talking.Told() < 2*messages*each; {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d events were told", talking.Told())
-		}
-		time.Sleep(time.Millisecond) // only a count tells
-	}
+	await(t, func() bool { return talking.Told() >= 2*messages*each })
 	if result := talking.End(); result.Errors > 0 || talking.Told() != 2*messages*each {
 		t.Errorf("%d told, %v", talking.Told(), result.FirstError)
 	}
@@ -96,6 +92,16 @@ func TestWatchersAreReadyAndCountWhatTheyAreTold(t *testing.T) {
 	}
 	if len(seen) != 2*watchers {
 		t.Errorf("spans %v", seen)
+	}
+}
+
+// await waits for what only a count tells.
+func await(t *testing.T, done func() bool) {
+	for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Error("it does not come")
+			return
+		}
 	}
 }
 
@@ -116,16 +122,14 @@ func TestCanceledWatcherIsAnError(t *testing.T) {
 func TestKeepAlivesAreAnsweredInTurn(t *testing.T) {
 	for name, spoil := range map[string]int64{"right": 0, "another lease": 1} {
 		t.Run(name, func(t *testing.T) {
+			var wrong atomic.Int64
 			server := &talker{keep: func(stream etcdserverpb.Lease_LeaseKeepAliveServer) error {
-				for n := 0; ; n++ {
+				for {
 					q, err := stream.Recv()
 					if err != nil {
 						return err
 					}
-					a := &etcdserverpb.LeaseKeepAliveResponse{ID: q.ID, TTL: 5}
-					if n > 100 {
-						a.ID += spoil
-					}
+					a := &etcdserverpb.LeaseKeepAliveResponse{ID: q.ID + wrong.Load(), TTL: 5}
 					if err := stream.Send(a); err != nil {
 						return err
 					}
@@ -135,8 +139,17 @@ func TestKeepAlivesAreAnsweredInTurn(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			limit, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-			defer cancel()
+			limit, enough := context.WithCancel(t.Context())
+			go func() {
+				defer enough()
+				await(t, talking.run.measuring.Load)
+				if wrong.Store(spoil); spoil != 0 {
+					talking.loops.Wait() // each hangs up
+					return
+				}
+				before := talking.Told()
+				await(t, func() bool { return talking.Told() > before+1000 })
+			}()
 			if err := talking.Measure(limit, time.Minute); err != nil {
 				t.Fatal(err)
 			}
