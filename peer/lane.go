@@ -464,11 +464,6 @@ func (l *lane) discard(why error, down bool) {
 
 var errHungUp = errors.New("peer: the other side closed the connection")
 
-// drainTime is how long what waits may take to leave when this member stops.
-// Raft makes up for what does not, so it is for a round trip, and not for a
-// member that is stuck.
-const drainTime = 200 * time.Millisecond
-
 // converse sends what comes until the connection breaks or ctx ends, in which
 // case it sends what waits.
 func (l *lane) converse(ctx context.Context, k *link) error {
@@ -531,7 +526,7 @@ func (l *lane) speak(ctx context.Context, k *link, ended <-chan struct{}) error 
 // drain sends what waits, and lets the other side read all of it: closing with
 // something unread here would tear down what is still on its way there.
 func (l *lane) drain(k *link, ended <-chan struct{}) {
-	late := time.AfterFunc(drainTime, func() { k.conn.Close() })
+	late := time.AfterFunc(l.to.p.o.DrainTime, func() { k.conn.Close() })
 	defer late.Stop()
 	for more := true; more; {
 		var err error

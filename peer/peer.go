@@ -107,6 +107,7 @@ type Options struct {
 	PingInterval   time.Duration // default 1 s, at most a quarter of ReadTimeout
 	BackoffMin     time.Duration // between attempts to connect; default 50 ms
 	BackoffMax     time.Duration // default 3 s
+	DrainTime      time.Duration // at the end, for what waits; default 200 ms
 	ConnectionsMax int           // of callers that have not said who they are; default 256
 
 	Jitter  func() float64 // in [0,1); default math/rand
@@ -159,6 +160,9 @@ func (o Options) withDefaults() Options {
 	last(&o.PingInterval, time.Second)
 	last(&o.BackoffMin, 50*time.Millisecond)
 	last(&o.BackoffMax, 3*time.Second)
+	// Raft makes up for what does not leave, so it is for a round trip, and not
+	// for a member that is stuck.
+	last(&o.DrainTime, 200*time.Millisecond)
 	o.PingInterval = min(o.PingInterval, o.ReadTimeout/4)
 	o.MessageBytes = max(o.MessageBytes, chunkBytes)
 	if o.Dial == nil {
