@@ -99,16 +99,16 @@ func TestDamagedFrames(t *testing.T) {
 
 // A head that promises much takes no memory.
 func TestPromisesCostNothing(t *testing.T) {
-	w := frameWriter{lane: Log, buf: make([]byte, 0, 1<<28+100)}
+	w := frameWriter{lane: Log, buf: make([]byte, 0, 1<<26+100)}
 	w.open()
-	w.buf = w.buf[:1<<28]
+	w.buf = w.buf[:1<<26]
 	w.close(frameMessage)
 	head := bytes.Clone(w.buf[:headBytes])
 	w.buf = nil
 	runtime.GC()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	_, err := readAll(bytes.NewReader(head), 1<<29)
+	_, err := readAll(bytes.NewReader(head), 1<<27)
 	runtime.ReadMemStats(&after)
 	if took := after.TotalAlloc - before.TotalAlloc; !errors.Is(err, io.ErrUnexpectedEOF) || took > 1<<20 {
 		t.Errorf("%v, after taking %d bytes", err, took)

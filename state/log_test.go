@@ -473,7 +473,8 @@ func readersBesideWriter(t *testing.T, disk bool) {
 	for n := range 3 {
 		spawn(func() {
 			r := chance{rand.New(rand.NewPCG(seed, uint64(n+2)))}
-			for !done.Load() && !t.Failed() {
+			for last := false; !last && !t.Failed(); {
+				last = done.Load() // also who comes late reads once
 				v := b.View()
 				type question struct {
 					q      *pb.RangeRequest
