@@ -1,11 +1,12 @@
-// Package leader holds what only a leader does: expiry of leases, automatic
-// compaction, promotion of learners, comparison of checksums. It is the only
-// room with lease clocks, and all it can do is propose commands that carry
+// Package leader holds what only a leader does: expiry of leases and of nodes
+// with a deadline, automatic compaction, promotion of learners, comparison of
+// checksums. It is the only room with lease clocks, and all it can do is propose commands that carry
 // the term it was elected in.
 //
-//	Office  knows whether this member leads
-//	Duty    is done while it does
-//	Leases  the clocks of leases, and the duty to end them
+//	Office     knows whether this member leads
+//	Duty       is done while it does
+//	Leases     the clocks of leases, and the duty to end them
+//	Deadlines  the duty to remove nodes whose time is past
 package leader
 
 import (

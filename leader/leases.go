@@ -15,18 +15,6 @@ import (
 	"github.com/kvorum/kvorum/state"
 )
 
-// Cluster is what a leader does its duties with.
-type Cluster interface {
-	// Propose returns once command is committed and applied here.
-	Propose(ctx context.Context, command []byte) (state.Outcome, error)
-
-	// Barrier returns once all that was committed before the call is applied
-	// here. Who leads before and after it in one term has led meanwhile.
-	Barrier(ctx context.Context) error
-
-	View() *state.View
-}
-
 // LeaseOptions work when empty.
 type LeaseOptions struct {
 	Grace      time.Duration // that leases get on top when leadership has changed; default 1 s
@@ -72,6 +60,7 @@ type Leases struct {
 	o       LeaseOptions
 	office  *Office
 	cluster Cluster
+	decider decider
 	poke    chan struct{} // holds one: there is something to propose before its time
 
 	mu struct {
@@ -85,7 +74,11 @@ type Leases struct {
 
 // NewLeases returns clocks that Serve has to run.
 func NewLeases(o LeaseOptions, office *Office, cluster Cluster) *Leases {
-	return &Leases{o: o.withDefaults(), office: office, cluster: cluster, poke: make(chan struct{}, 1)}
+	o = o.withDefaults()
+	return &Leases{
+		o: o, office: office, cluster: cluster,
+		decider: decider{cluster, o.Time, o.Rest}, poke: make(chan struct{}, 1),
+	}
 }
 
 // Observe hears what was applied. It is called after each apply and does not
@@ -116,7 +109,7 @@ func (l *Leases) observe(outcomes []state.Outcome) {
 		}
 	}
 	l.tell()
-	l.wake() // the first to end may be another one
+	poke(l.poke) // the first to end may be another one
 }
 
 // now counts from the beginning of the term. With l.mu held.
@@ -126,13 +119,6 @@ func (l *Leases) tell() {
 	if l.mu.changed != nil {
 		close(l.mu.changed)
 		l.mu.changed = nil
-	}
-}
-
-func (l *Leases) wake() {
-	select {
-	case l.poke <- struct{}{}:
-	default: // it is awake
 	}
 }
 
@@ -166,7 +152,7 @@ func (l *Leases) Serve(ctx context.Context, term state.Term) error {
 // start sets the clocks going, once all is applied that was agreed on before
 // this term.
 func (l *Leases) start(ctx context.Context, term state.Term) error {
-	if err := l.insist(ctx, func() error { return l.cluster.Barrier(ctx) }); err != nil {
+	if err := l.decider.insist(ctx, func() error { return l.cluster.Barrier(ctx) }); err != nil {
 		return err
 	}
 	l.mu.Lock()
@@ -193,17 +179,6 @@ func (l *Leases) stop() {
 	l.tell()
 }
 
-// insist repeats what does not succeed, until the term is over.
-func (l *Leases) insist(ctx context.Context, do func() error) error {
-	for {
-		err := do()
-		if err == nil || ctx.Err() != nil {
-			return err
-		}
-		l.o.Time.Wait(ctx, l.o.Rest, nil)
-	}
-}
-
 // take returns what has to be proposed, and how long to wait if that is nothing.
 func (l *Leases) take() (due, time.Duration) {
 	l.mu.Lock()
@@ -221,7 +196,7 @@ func (l *Leases) propose(ctx context.Context, term state.Term, d due) error {
 		for _, id := range d.ended {
 			q.Leases = append(q.Leases, &pb.LeaseStatus{ID: int64(id)})
 		}
-		out, err := l.agree(ctx, state.Command{Kind: state.LeaseExpire, Term: term, Request: q})
+		out, err := l.decider.agree(ctx, state.Command{Kind: state.LeaseExpire, Term: term, Request: q})
 		if err != nil {
 			return err
 		}
@@ -234,33 +209,10 @@ func (l *Leases) propose(ctx context.Context, term state.Term, d due) error {
 		for _, r := range d.written {
 			q.Checkpoints = append(q.Checkpoints, &pb.LeaseCheckpoint{ID: int64(r.id), Remaining_TTL: r.seconds})
 		}
-		_, err := l.agree(ctx, state.Command{Kind: state.LeaseCheckpoint, Term: term, Request: q})
+		_, err := l.decider.agree(ctx, state.Command{Kind: state.LeaseCheckpoint, Term: term, Request: q})
 		return err
 	}
 	return nil
-}
-
-// agree waits until a command is applied, or the term over. There is no other
-// end: whether a lease was renewed in time must not hang on a proposal of
-// which nothing is known.
-func (l *Leases) agree(ctx context.Context, c state.Command) (out state.Outcome, err error) {
-	if mutant.On("ends in any term") {
-		c.Term = 0
-	}
-	command, err := c.Append(nil)
-	if err != nil {
-		return out, err
-	}
-	err = l.insist(ctx, func() (err error) {
-		out, err = l.cluster.Propose(ctx, command)
-		return err
-	})
-	if err == nil && out.Refusal != nil {
-		// The term was over when it was appended. That is about to be known here.
-		l.o.Time.Wait(ctx, never, nil)
-		err = ctx.Err()
-	}
-	return out, err
 }
 
 var errAgain = errors.New("leader: look again")
@@ -351,7 +303,7 @@ func (l *Leases) look(ids []state.LeaseID, answers []int64, of func(time.Duratio
 		return l.mu.term, nil, nil
 	}
 	if len(l.mu.clocks.clear) > 0 {
-		l.wake()
+		poke(l.poke)
 	}
 	if l.mu.changed == nil {
 		l.mu.changed = make(chan struct{})

@@ -24,6 +24,7 @@ type town struct {
 	t       *testing.T
 	machine *state.Machine
 	clocks  []*Leases
+	nodes   []*Deadlines
 	began   time.Time
 
 	mu struct {
@@ -87,6 +88,7 @@ func (w *town) Propose(ctx context.Context, command []byte) (state.Outcome, erro
 		return state.Outcome{}, w.mu.propose
 	}
 	w.mu.commands++
+	before := w.View()
 	applied, _ := w.machine.Applied()
 	outcomes, err := w.machine.Apply([]state.Entry{{Index: applied + 1, Term: w.mu.term, Commands: [][]byte{command}, Wanted: true}})
 	if err != nil {
@@ -94,6 +96,9 @@ func (w *town) Propose(ctx context.Context, command []byte) (state.Outcome, erro
 	}
 	for _, l := range w.clocks {
 		l.Observe(outcomes)
+	}
+	for _, d := range w.nodes {
+		d.Observe(before, w.View())
 	}
 	return outcomes[0], nil
 }

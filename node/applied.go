@@ -16,15 +16,16 @@ import (
 // applied, and tells those whom an apply concerns. Nothing else hears of one.
 type applied struct {
 	// Immutable.
-	machine  *state.Machine
-	self     state.MemberID
-	leases   *leader.Leases
-	received received
-	hub      *watch.Hub
-	changed  chan struct{} // holds one: the members are others
-	metrics  *api.Metrics
-	slow     time.Duration
-	slowSeen func(took time.Duration, entries int)
+	machine   *state.Machine
+	self      state.MemberID
+	leases    *leader.Leases
+	deadlines *leader.Deadlines
+	received  received
+	hub       *watch.Hub
+	changed   chan struct{} // holds one: the members are others
+	metrics   *api.Metrics
+	slow      time.Duration
+	slowSeen  func(took time.Duration, entries int)
 
 	// Owned by the apply loop.
 	entries []state.Entry
@@ -64,6 +65,7 @@ func (a *applied) Apply(entries []replica.Entry) ([]state.Outcome, error) {
 	// Everything that follows from an apply:
 	a.hub.Publish(outcomes, a.machine.View().Revision)
 	a.leases.Observe(outcomes)
+	a.deadlines.Observe(before, a.machine.View())
 	a.members(before)
 	a.fence(before)
 	a.count(outcomes, time.Since(began))

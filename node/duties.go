@@ -10,7 +10,7 @@ import (
 
 // duties are what this member does while it leads, all of it.
 func (m *member) duties() []leader.Duty {
-	duties := append(m.comparisons(), m.abdicate, m.leases.Serve)
+	duties := append(m.comparisons(), m.abdicate, m.leases.Serve, m.deadlines.Serve)
 	if m.o.CompactPeriod > 0 || m.o.CompactRevisions > 0 {
 		duties = append(duties, leader.Compaction{
 			Period: m.o.CompactPeriod, Revisions: m.o.CompactRevisions,

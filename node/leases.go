@@ -32,8 +32,10 @@ func (m *member) Remaining(ctx context.Context, ids []state.LeaseID) ([]int64, e
 // SortByEnd puts leases in the order in which they end, if this member leads.
 func (m *member) SortByEnd(ids []state.LeaseID) { m.leases.SortByEnd(ids) }
 
-// openLeases makes the clocks of leases, and the ways to those of the leader.
+// openLeases makes the clocks of leases, and the ways to those of the leader;
+// and what removes nodes at their time.
 func (m *member) openLeases() {
+	m.deadlines = leader.NewDeadlines(leader.DeadlineOptions{}, m)
 	m.leases = leader.NewLeases(leader.LeaseOptions{
 		Grace:   m.election(),
 		Renewed: m.o.Metrics.LeasesRenewed,

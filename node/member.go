@@ -39,6 +39,7 @@ type member struct {
 	office               leader.Office
 	hub                  *watch.Hub
 	leases               *leader.Leases
+	deadlines            *leader.Deadlines
 	renewals, remainders *gathering
 	peers                *peer.Peers   // nil: there is nobody else
 	evicted              chan struct{} // closed when another member says that this one was removed
@@ -176,7 +177,7 @@ func assemble(o memberOptions, broken failure) (_ *member, err error) {
 	})
 	m.openLeases()
 	m.applied = &applied{
-		machine: machine, self: state.MemberID(o.ID), hub: m.hub, leases: m.leases, received: m.received,
+		machine: machine, self: state.MemberID(o.ID), hub: m.hub, leases: m.leases, deadlines: m.deadlines, received: m.received,
 		changed: make(chan struct{}, 1),
 		metrics: o.Metrics, slow: o.SlowApply, slowSeen: m.slowApply,
 		compacted: make(chan struct{}, 1), flush: make(chan struct{}, 1),
