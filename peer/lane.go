@@ -32,6 +32,8 @@ type member struct {
 		left    bool
 		active  time.Time
 		trip    time.Duration
+		trips   Trips
+		lost    uint64
 		ahead   time.Duration
 		version string
 		err     error
@@ -125,6 +127,7 @@ func (m *member) status() Status {
 	defer m.mu.Unlock()
 	s.URLs, s.Active = slices.Clone(m.mu.urls), m.mu.active
 	s.RoundTrip, s.ClockAhead = m.mu.trip, m.mu.ahead
+	s.Trips, s.Lost = m.mu.trips, m.mu.lost
 	s.Version, s.Err = m.mu.version, m.mu.err
 	return s
 }
@@ -140,6 +143,9 @@ func (m *member) send(message *pb.Message) {
 // lost counts messages that will not arrive, and tells raft.
 func (m *member) lost(n int) {
 	m.p.o.Metrics.SentFailures.With(hex(m.id)).Add(uint64(n))
+	m.mu.Lock()
+	m.mu.lost += uint64(n)
+	m.mu.Unlock()
 	m.p.o.Lost(m.id)
 }
 
@@ -637,4 +643,5 @@ func (l *lane) measure(pong []byte) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.mu.trip, m.mu.ahead = trip, there.Sub(now.Add(-trip/2).Round(0))
+	m.mu.trips.add(trip)
 }

@@ -206,8 +206,10 @@ type Membership struct {
 type Status struct {
 	ID          uint64
 	URLs        []string
-	Active      time.Time // since when it can be reached; zero: it cannot
-	RoundTrip   time.Duration
+	Active      time.Time     // since when it can be reached; zero: it cannot
+	RoundTrip   time.Duration // the last one
+	Trips       Trips         // all of them
+	Lost        uint64        // messages that will not arrive
 	ClockAhead  time.Duration // how far its wall clock is ahead, within half a round trip
 	Version     string        // of its server, as it said last
 	Err         error         // of the last attempt to connect; nil when active
