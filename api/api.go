@@ -19,6 +19,7 @@ import (
 
 	"github.com/kvorum/kvorum/api/internal/gate"
 	"github.com/kvorum/kvorum/api/internal/ops"
+	"github.com/kvorum/kvorum/api/internal/v2"
 	"github.com/kvorum/kvorum/api/internal/v3"
 	"github.com/kvorum/kvorum/internal/gateway"
 	"github.com/kvorum/kvorum/rpc"
@@ -36,7 +37,16 @@ const (
 type (
 	// Backend is the member that stands behind the api. Its methods may be
 	// called from any goroutine.
-	Backend = v3.Backend
+	Backend interface {
+		v3.Backend
+		v2.Backend
+	}
+
+	// Traffic is what passed between a member and the others.
+	Traffic = v2.Traffic
+
+	// PeerTraffic is that with one of them.
+	PeerTraffic = v2.PeerTraffic
 
 	// Status is what a member knows about agreement at one moment.
 	Status = gate.Status
@@ -81,6 +91,7 @@ type Options struct {
 	SlowRequest     time.Duration // a longer unary call is logged; default 300 ms, below 0 none
 
 	NoGateway bool     // do not serve /v3/ over HTTP and JSON
+	NoV2      bool     // do not serve /v2/
 	Pprof     bool     // serve /debug/pprof/
 	Origins   []string // origins of browser pages that may ask; default all
 	Hosts     []string // names that plain-text HTTP may be addressed to; default all
@@ -231,7 +242,11 @@ func (a *API) HTTP(conn grpc.ClientConnInterface) (http.Handler, error) {
 		}
 		mux.Handle("/v3/", h)
 	}
-	return gateway.Access{Origins: a.options.Origins, Hosts: a.options.Hosts}.Guard(mux), nil
+	handler := http.Handler(mux)
+	if !a.options.NoV2 {
+		handler = v2.New(a.gate, a.backend, pb.NewClusterClient(conn), a.options.Metrics.NodesExpired).Guard(mux)
+	}
+	return gateway.Access{Origins: a.options.Origins, Hosts: a.options.Hosts}.Guard(handler), nil
 }
 
 // Monitoring returns the handler of the separate port for metrics and probes.

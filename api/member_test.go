@@ -118,6 +118,8 @@ func newSequencer(t testing.TB) *sequencer {
 	return s
 }
 
+func (s *sequencer) Traffic() Traffic { return Traffic{LeaderSince: time.Now()} }
+
 // set changes how the sequencer behaves.
 func (s *sequencer) set(change func(*sequencer)) {
 	s.mu.Lock()

@@ -93,6 +93,7 @@ func (a *applied) count(outcomes []state.Outcome, took time.Duration) {
 		if outcomes[i].Refusal != nil {
 			failed++
 		}
+		a.metrics.NodesExpired.Add(uint64(outcomes[i].Expired))
 		for _, l := range outcomes[i].Leases {
 			a.countLease(l)
 		}

@@ -58,6 +58,23 @@ func (m *member) Status() api.Status {
 	}
 }
 
+func (m *member) Traffic() api.Traffic {
+	t := api.Traffic{Sent: m.traffic.sent.Load(), Received: m.traffic.received.Load()}
+	if m.replica.Status().Leader != 0 {
+		t.LeaderSince = time.Now().Add(-time.Duration(m.replica.Reign()) * m.o.Tick)
+	}
+	if m.peers != nil {
+		for _, s := range m.peers.Status() {
+			t.Peers = append(t.Peers, api.PeerTraffic{
+				ID:   state.MemberID(s.ID),
+				Last: s.RoundTrip, Mean: s.Trips.Mean(), Deviation: s.Trips.Deviation(), Min: s.Trips.Min, Max: s.Trips.Max,
+				Answered: s.Trips.Count, Lost: s.Lost,
+			})
+		}
+	}
+	return t
+}
+
 func (m *member) Size() (total, used int64) { return m.machine.Size() }
 
 func (m *member) Defragment(ctx context.Context) error {

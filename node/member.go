@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -46,6 +47,8 @@ type member struct {
 	received             received
 	swept                *news
 	broken               failure
+
+	traffic struct{ sent, received atomic.Uint64 } // messages with entries
 
 	removed bool // after run: it ended since it is no member any more
 }

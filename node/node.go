@@ -196,6 +196,7 @@ func apiOptions(s *config.Server, metrics *api.Metrics, log *slog.Logger) api.Op
 		LaxReconfig:     !s.StrictReconfigCheck,
 		SlowRequest:     s.Log.SlowRequest,
 		NoGateway:       !s.EnableGateway,
+		NoV2:            !s.EnableV2,
 		Pprof:           s.EnablePprof,
 		Origins:         s.CORS,
 		Hosts:           s.HostWhitelist,

@@ -38,7 +38,7 @@ func (m *member) openPeers() (err error) {
 		Dir:     o.Dir,
 		Dial:    o.Dial,
 
-		Deliver:          m.replica.Step,
+		Deliver:          m.hear,
 		Lost:             m.replica.ReportUnreachable,
 		SnapshotSent:     m.replica.ReportSnapshot,
 		WriteSnapshot:    m.writeSnapshot,
@@ -89,9 +89,23 @@ func membershipOf(v *state.View) peer.Membership {
 type postman struct{ m *member }
 
 func (p postman) Send(messages []*raftpb.Message) {
-	if p.m.peers != nil {
-		p.m.peers.Send(messages)
+	if p.m.peers == nil {
+		return
 	}
+	for _, message := range messages {
+		if message.GetType() == raftpb.MsgApp {
+			p.m.traffic.sent.Add(1)
+		}
+	}
+	p.m.peers.Send(messages)
+}
+
+// hear takes a message of another member.
+func (m *member) hear(message *raftpb.Message) {
+	if message.GetType() == raftpb.MsgApp {
+		m.traffic.received.Add(1)
+	}
+	m.replica.Step(message)
 }
 
 // connected tells whether a member can be reached.

@@ -285,6 +285,9 @@ func open[R any](machine Machine[R], o Options[R], log *raftlog.Log, applied uin
 // Status returns what this member knows of the cluster.
 func (r *Replica[R]) Status() *Status { return r.status.Load() }
 
+// Reign returns for how many ticks the present leader has been known.
+func (r *Replica[R]) Reign() uint64 { return r.ticks.Load() - r.elected.Load() }
+
 // LogBytes returns what the log takes on disk.
 func (r *Replica[R]) LogBytes() int64 { return r.log.Size() }
 

@@ -125,6 +125,7 @@ func (b *batch) hierarchy(encoded []byte) (Outcome, error) {
 // its own.
 func (b *batch) expireNodes(due []Deadline) (Outcome, error) {
 	from := len(b.events)
+	expired := 0
 	for _, d := range due {
 		plan, ok := tree.Lapse(b.keys.View(), d)
 		if !ok {
@@ -134,8 +135,9 @@ func (b *batch) expireNodes(due []Deadline) (Outcome, error) {
 			return Outcome{}, err
 		}
 		b.seal()
+		expired++
 	}
-	return Outcome{Events: b.events[from:len(b.events):len(b.events)]}, nil
+	return Outcome{Events: b.events[from:len(b.events):len(b.events)], Expired: expired}, nil
 }
 
 // carryOut makes a plan true.

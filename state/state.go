@@ -89,6 +89,7 @@ type Outcome struct {
 	// Of a HierarchyRequest.
 	Change    *NodeChange     // nil if refused or not wanted
 	NodeError *HierarchyError // details of a refusal by fault.NodeRefused
+	Expired   int             // nodes that went at their deadlines
 }
 
 // LeaseChange says what is known of a lease from now on: that it is new, that

@@ -277,14 +277,34 @@ func (g *Gate) Conclude(kind state.Kind, start time.Time, out *state.Outcome, er
 }
 
 func (g *Gate) propose(ctx context.Context, kind state.Kind, req proto.Message) (state.Outcome, error) {
-	full, err := g.room(kind, req)
+	return g.admit(ctx, state.Command{Kind: kind, Request: req}, proto.Size(req), cost(req))
+}
+
+// ProposeNode has a change of the hierarchy made true. What the state refuses
+// is a *state.HierarchyError.
+func (g *Gate) ProposeNode(ctx context.Context, q *state.HierarchyRequest) (state.Outcome, error) {
+	const besideTexts = 40
+	start := time.Now()
+	encoded := q.Append(make([]byte, 0, besideTexts+len(q.Path)+len(q.Value)+len(q.PrevValue)))
+	out, err := g.admit(ctx, state.Command{Kind: state.Hierarchy, Encoded: encoded}, len(encoded), nodeCost(q))
+	err = g.Conclude(state.Hierarchy, start, &out, err)
+	if out.NodeError != nil {
+		err = out.NodeError
+	}
+	return out, err
+}
+
+// admit proposes a command whose request takes so many bytes, and adds so many to
+// the disk, if there is room.
+func (g *Gate) admit(ctx context.Context, c state.Command, size int, adds int64) (state.Outcome, error) {
+	full, err := g.room(c.Kind, adds)
 	if full {
 		err = g.tellFull(ctx)
 	}
 	if err != nil {
 		return state.Outcome{}, err
 	}
-	command, err := g.appendCommand(make([]byte, 0, CommandBytes+proto.Size(req)), kind, req, nil)
+	command, err := g.appendCommand(make([]byte, 0, CommandBytes+size), c)
 	if err != nil {
 		return state.Outcome{}, err
 	}
@@ -295,17 +315,17 @@ func (g *Gate) propose(ctx context.Context, kind state.Kind, req proto.Message) 
 // for who proposes it without waiting. It returns false if that has to be left
 // to Propose.
 func (g *Gate) AppendCommand(dst []byte, kind state.Kind, req proto.Message, encoded []byte) (command []byte, ok bool, err error) {
-	full, err := g.room(kind, req)
+	full, err := g.room(kind, cost(req))
 	if full || err != nil {
 		return dst, !full, err
 	}
-	dst, err = g.appendCommand(dst, kind, req, encoded)
+	dst, err = g.appendCommand(dst, state.Command{Kind: kind, Request: req, Encoded: encoded})
 	return dst, true, err
 }
 
-func (g *Gate) appendCommand(dst []byte, kind state.Kind, req proto.Message, encoded []byte) ([]byte, error) {
+func (g *Gate) appendCommand(dst []byte, c state.Command) ([]byte, error) {
 	before := len(dst)
-	dst, err := state.Command{Kind: kind, Request: req, Encoded: encoded}.Append(dst)
+	dst, err := c.Append(dst)
 	if err == nil && len(dst)-before > g.options.RequestBytesMax {
 		err = fault.RequestTooLarge
 	}
@@ -360,9 +380,24 @@ func cost(req any) int64 {
 	return 0
 }
 
-// room refuses what the cluster's alarms forbid, and tells of what would fill the
-// disk. Reads, deletions and compaction go on, for they are the way out.
-func (g *Gate) room(kind state.Kind, req proto.Message) (full bool, err error) {
+// nodeCost is the same of a change of the hierarchy, which may have to make all
+// directories above its node. Where it removes something it costs nothing.
+func nodeCost(q *state.HierarchyRequest) (sum int64) {
+	switch q.Op {
+	case state.NodeDelete, state.NodeCompareAndDelete, state.NodeExpire:
+		return 0
+	}
+	for i := range len(q.Path) {
+		if q.Path[i] == '/' {
+			sum += putCost + int64(i)
+		}
+	}
+	return sum + putCost + int64(len(q.Path)+len(q.Value))
+}
+
+// room refuses what the cluster's alarms forbid, and tells whether so many bytes
+// would fill the disk. Reads, deletions and compaction go on, for they are the way out.
+func (g *Gate) room(kind state.Kind, adds int64) (full bool, err error) {
 	if kind == state.Alarm || kind == state.MemberUpdate {
 		return false, nil
 	}
@@ -370,7 +405,6 @@ func (g *Gate) room(kind state.Kind, req proto.Message) (full bool, err error) {
 	if view.Alarmed(pb.AlarmType_CORRUPT) && g.corrupt() {
 		return false, fault.Corrupt
 	}
-	adds := cost(req)
 	if adds == 0 {
 		return false, nil
 	}

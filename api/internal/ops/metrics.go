@@ -96,7 +96,9 @@ type Metrics struct {
 	LeasesRevoked *metric.Counter
 	LeasesRenewed *metric.Counter
 	LeasesExpired *metric.Counter
-	LeaseTTL      *metric.Histogram
+
+	NodesExpired *metric.Counter // of the hierarchy
+	LeaseTTL     *metric.Histogram
 }
 
 // NewMetrics returns metrics at zero. grpc_server_handling_seconds is only
@@ -172,7 +174,8 @@ func NewMetrics(extensive bool) *Metrics {
 		WatchSend: millis(), WatchSendEvent: millis(), WatchControl: millis(), WatchProgress: millis(),
 
 		LeasesGranted: count(), LeasesRevoked: count(), LeasesRenewed: count(), LeasesExpired: count(),
-		LeaseTTL: metric.NewHistogram(1, 2, 24),
+		NodesExpired: count(),
+		LeaseTTL:     metric.NewHistogram(1, 2, 24),
 	}
 	if extensive {
 		m.Calls.Seconds = metric.NewFamily(func() *metric.Histogram {
