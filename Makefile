@@ -41,6 +41,7 @@ proto: ## the Go code of our own .proto files
 
 compat: ## unmodified clients of several versions, and the answers of a real etcd
 	@command -v etcdctl >/dev/null || { echo "installing Debian's etcd-client"; apt-get update -q && apt-get install -qy etcd-client; }
+	@command -v etcd >/dev/null || { echo "installing Debian's etcd-server, the last that has the v2 API"; apt-get update -q && apt-get install -qy etcd-server; }
 	@command -v npm >/dev/null || echo "not tested: Node's client, since there is no npm"
 	@/usr/bin/python3 -c 'import grpc' 2>/dev/null || echo "not tested: Python's client: apt-get install python3-grpcio"
 	KVORUM_COMPAT=1 $(GO) test -count=1 ./test/compat ./ctl

@@ -11,9 +11,17 @@
 //	                              and the gRPC clients of Node.js (from npm) and
 //	                              Python (Debian's python3-grpcio)
 //	KVORUM_COMPAT_ETCDCTL=path    an etcdctl 3.7 that is built already
+//	                              Beside kvorum, have an etcd 3.4, Debian's
+//	                              etcd-server, say what testdata/v2 holds of it
+//	KVORUM_COMPAT_ETCD34=path     an etcd 3.4 that is elsewhere
 //	KVORUM_COMPAT_ETCD=path       test this server instead: a real etcd
 //
 // To record the answers anew, from a real etcd and only from one:
 //
 //	KVORUM_COMPAT=1 KVORUM_COMPAT_ETCD=path go test ./test/compat -rewrite
+//
+// The v2 API is compared with etcd 3.4.23, whose answers are in testdata/v2;
+// v2Differences tells where kvorum's are others, and why. They are recorded by
+//
+//	KVORUM_COMPAT_ETCD34=path go test ./test/compat -run TestV2Etcd34 -rewrite
 package compat

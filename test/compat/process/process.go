@@ -37,7 +37,8 @@ const readyTime = 30 * time.Second
 
 // Options describe a server of a single member; the zero value will do.
 type Options struct {
-	Flags []string // added to the command line, as --name=value
+	Flags  []string // added to the command line, as --name=value
+	Binary string   // to run; default what Binary returns
 
 	// Files of a certificate for 127.0.0.1. With them the server speaks TLS
 	// too, on the same port.
@@ -71,9 +72,12 @@ func Start(t testing.TB, o Options) *Server {
 		ClientAddr: port.Free(t), PeerAddr: port.Free(t),
 		Name: "m1", Token: "compat",
 		DataDir: filepath.Join(t.TempDir(), "data"),
-		binary:  Binary(t),
+		binary:  o.Binary,
 		flags:   o.Flags,
 		log:     &logBuffer{},
+	}
+	if s.binary == "" {
+		s.binary = Binary(t)
 	}
 	if o.Cert != "" {
 		s.flags = append(slices.Clone(s.flags), "--cert-file="+o.Cert, "--key-file="+o.Key,
@@ -121,7 +125,7 @@ func (s *Server) Run(t testing.TB) {
 
 // awaitReady returns once a read that needs a leader succeeds, and what a member
 // does a moment later is done: etcd tells the version of the cluster to the
-// storage, and ours its name to the members.
+// storage (3.4 has no such thing), and ours its name to the members.
 func (s *Server) awaitReady() error {
 	ctx, cancel := context.WithTimeout(context.Background(), readyTime)
 	defer cancel()
@@ -146,7 +150,8 @@ func (s *Server) awaitReady() error {
 			if err == nil {
 				members, err = pb.NewClusterClient(conn).MemberList(ctx, &pb.MemberListRequest{})
 			}
-			if err == nil && minor(status.GetStorageVersion()) == minor(status.GetVersion()) &&
+			stored := minor(status.GetStorageVersion())
+			if err == nil && (stored == minor(status.GetVersion()) || stored == "" && minor(status.GetVersion()) == "3.4") &&
 				!slices.ContainsFunc(members.Members, func(m *pb.Member) bool { return m.Name == "" }) {
 				return nil
 			}
