@@ -29,6 +29,7 @@ type comparison struct {
 	members int  // of the cluster; 0: as the options say
 	spread  bool // connections go to all members in turn, not to the leader alone
 	secure  bool // over TLS, whatever the options say
+	v2      bool // etcd is the one that still has the v2 API
 	goal    *goal
 
 	// measure is how a turn goes that is more than driving the load. Default:
@@ -68,6 +69,8 @@ func comparisons(o options) []comparison {
 		watchLatency(o),
 		grants(o),
 		keepAlives(o),
+		form(o, "v2-put", "put of a form", load.Form{}),
+		form(o, "v2-get", "get over HTTP", load.Form{Get: true}),
 	}
 }
 
@@ -152,6 +155,9 @@ func compare(ctx context.Context, o options, c comparison, products [2]product, 
 		members = c.members
 	}
 	var servers [2]*server
+	if c.v2 {
+		products = o.withV2(products)
+	}
 	for i, p := range products {
 		if !o.tls && !c.secure {
 			p.secure = nil

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -35,6 +36,7 @@ type options struct {
 	clients int
 	kvorum  string
 	etcd    string
+	etcd34  string
 	dir     string
 	tls     bool
 	json    bool
@@ -65,7 +67,7 @@ func parse() options {
 	var o options
 	quick := flag.Bool("quick", false, "a smoke run: one round of half a second, few keys")
 	list := flag.Bool("list", false, "print the names of the loads and end")
-	flag.StringVar(&o.only, "only", "", "comma-separated names of loads and groups, as --list tells; default all but group "+longGroup)
+	flag.StringVar(&o.only, "only", "", "comma-separated names of loads and groups, as --list tells; default all but groups "+longGroup+" and "+v2Group)
 	flag.IntVar(&o.rounds, "rounds", 5, "turns that each server gets with each load")
 	flag.Float64Var(&o.seconds, "seconds", 3, "measured seconds in a turn; a fifth of it is added for warming up")
 	flag.IntVar(&o.conns, "conns", 8, "connections of the loads with many callers")
@@ -77,6 +79,7 @@ func parse() options {
 	flag.IntVar(&o.clients, "clients", 100_000, "watchers or leases of the loads with very many, and a tenth as many idle connections")
 	flag.StringVar(&o.kvorum, "kvorum", "", "kvorum program; default: built from this checkout")
 	flag.StringVar(&o.etcd, "etcd", "", "etcd program; default: built as pinned in test/bench/etcd")
+	flag.StringVar(&o.etcd34, "etcd34", "etcd", "etcd 3.4 program, the last with the v2 API, for group "+v2Group)
 	flag.StringVar(&o.dir, "dir", "", "where the data goes; default: the system's temporary directory")
 	flag.BoolVar(&o.tls, "tls", false, "drive both over TLS")
 	flag.BoolVar(&o.json, "json", false, "print JSON instead of tables")
@@ -90,7 +93,7 @@ func parse() options {
 			fmt.Printf("%-15s %-8s %s\n", c.name, c.group(), c.what)
 		}
 		for _, s := range sections(o) {
-			fmt.Printf("%-15s %-8s %s\n", s.Name, longGroup, s.What)
+			fmt.Printf("%-15s %-8s %s\n", s.Name, s.group(), s.What)
 		}
 		os.Exit(0)
 	}
@@ -167,16 +170,29 @@ func bench(ctx context.Context, o options) error {
 	return errors.Join(err, r.failures())
 }
 
-// longGroup is what takes too long to be among the default.
-const longGroup = "long"
+// longGroup is what takes too long to be among the default, v2Group what needs
+// an etcd that is not built here.
+const (
+	longGroup = "long"
+	v2Group   = "v2"
+)
 
 func sections(o options) []*section {
-	return []*section{bigSection(o), watchIdle(o), watchBehind(o), leaseExpiry(o), idleConnections(o)}
+	return []*section{bigSection(o), watchIdle(o), watchBehind(o), leaseExpiry(o), idleConnections(o), longPolls(o)}
+}
+
+func (s *section) group() string {
+	if s.v2 {
+		return v2Group
+	}
+	return longGroup
 }
 
 // group is by what a load is chosen together with others.
 func (c comparison) group() string {
 	switch {
+	case c.v2:
+		return v2Group
 	case c.members > 0:
 		return "cluster"
 	case c.secure:
@@ -193,7 +209,7 @@ func (c comparison) group() string {
 func choose(o options) (chosen []comparison, long []*section, err error) {
 	all, alsoLong := comparisons(o), sections(o)
 	if o.only == "" {
-		return all, nil, nil
+		return slices.DeleteFunc(all, func(c comparison) bool { return c.v2 }), nil, nil
 	}
 	for name := range strings.SplitSeq(o.only, ",") {
 		known := false
@@ -203,7 +219,7 @@ func choose(o options) (chosen []comparison, long []*section, err error) {
 			}
 		}
 		for _, s := range alsoLong {
-			if s.Name != name && name != longGroup {
+			if s.Name != name && s.group() != name {
 				continue
 			}
 			if o.members > 1 {

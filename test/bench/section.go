@@ -14,6 +14,7 @@ type section struct {
 	Figures []figure `json:"figures"`
 
 	steps []step
+	v2    bool // etcd is the one that still has the v2 API
 }
 
 // step is done with one server at a time.
@@ -96,6 +97,9 @@ func (m measure) aiming(g goal) measure {
 func (s *section) compare(ctx context.Context, o options, products [2]product, dir string) error {
 	var houses [2]*household
 	var servers [2]*server
+	if s.v2 {
+		products = o.withV2(products)
+	}
 	for i, p := range products {
 		if !o.tls {
 			p.secure = nil

@@ -27,6 +27,7 @@ type product struct {
 	name   string
 	binary string
 	secure *certificate // nil: plain text
+	flags  []string     // besides those that all have
 }
 
 // url of an address for clients.
@@ -164,6 +165,7 @@ func (s *server) start() error {
 		// Far above what any load writes: running full is not what is measured.
 		"--quota-backend-bytes", strconv.Itoa(64<<30),
 	)
+	command = append(command, s.flags...)
 	if s.secure != nil {
 		command = append(command, "--cert-file", s.secure.certFile, "--key-file", s.secure.keyFile)
 	}

@@ -168,12 +168,23 @@ func Run(ctx context.Context, load Load, o Options) (*Result, error) {
 		return nil, err
 	}
 	defer closeAll(conns)
+	loops := make([]func(), len(conns))
+	for i, c := range conns {
+		loops[i] = c.loop
+	}
+	result, err := r.drive(ctx, loops)
+	result.collect(conns)
+	return result, err
+}
 
+// drive runs the loops, and measures them, until the run is over.
+func (r *run) drive(ctx context.Context, each []func()) (*Result, error) {
+	o := r.options
 	var loops sync.WaitGroup
 	over := make(chan struct{})
 	begin := func() {
-		for _, c := range conns {
-			loops.Go(c.loop)
+		for _, loop := range each {
+			loops.Go(loop)
 		}
 		go func() {
 			loops.Wait()
@@ -201,7 +212,6 @@ func Run(ctx context.Context, load Load, o Options) (*Result, error) {
 
 	r.ended.Store(true)
 	<-over
-	result.collect(conns)
 	return result, errors.Join(errBefore, errAfter)
 }
 
