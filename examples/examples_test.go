@@ -17,7 +17,14 @@ import (
 )
 
 // patience is for what should take no time, on a machine that has other work.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
+
+// Leases of programs that live on, whatever the machine does beside, and of
+// those that are killed, in seconds.
+const (
+	living = "60"
+	mortal = "5"
+)
 
 var programs string // the directory that holds the examples, built
 
@@ -138,11 +145,11 @@ func start(t *testing.T) *process.Server {
 
 func TestDiscovery(t *testing.T) {
 	s := start(t)
-	one := run(t, s, "discovery", "-register", "web-1=10.0.0.1:80")
+	one := run(t, s, "discovery", "-register", "web-1=10.0.0.1:80", "-ttl", living)
 	one.prints("web-1 is registered")
 	seen := run(t, s, "discovery")
 	seen.prints("web-1 is at 10.0.0.1:80")
-	two := run(t, s, "discovery", "-register", "web-2=10.0.0.2:80", "-ttl", "2")
+	two := run(t, s, "discovery", "-register", "web-2=10.0.0.2:80", "-ttl", mortal)
 	seen.prints("web-2 is at 10.0.0.2:80")
 	one.interrupt()
 	seen.prints("web-1 is gone")
@@ -192,9 +199,9 @@ func TestProgress(t *testing.T) {
 	run(t, s, "progress", "-work", "plan", "-steps", "0").ends()
 	seen := run(t, s, "progress")
 	seen.prints("plan: done")
-	run(t, s, "progress", "-work", "build", "-steps", "2", "-pace", "10ms").ends()
+	run(t, s, "progress", "-work", "build", "-steps", "2", "-pace", "10ms", "-ttl", living).ends()
 	seen.prints("build: 0 of 2", "build: 1 of 2", "build: done")
-	dies := run(t, s, "progress", "-work", "test", "-pace", "1h", "-ttl", "2")
+	dies := run(t, s, "progress", "-work", "test", "-pace", "1h", "-ttl", mortal)
 	seen.prints("test: 0 of 10")
 	dies.kill()
 	seen.prints("test: given up")
@@ -283,14 +290,14 @@ func TestLeader(t *testing.T) {
 		// Who leads is told by two goroutines, in either order.
 		p.prints(`I lead, at revision \d+|`+name+` leads since revision \d+`, `I lead, at revision \d+|`+name+` leads since revision \d+`)
 	}
-	a := run(t, s, "leader", "-name", "a", "-ttl", "2")
+	a := run(t, s, "leader", "-name", "a", "-ttl", living)
 	leads(a, "a")
-	b := run(t, s, "leader", "-name", "b", "-ttl", "2")
+	b := run(t, s, "leader", "-name", "b", "-ttl", mortal)
 	b.prints(`a leads since revision \d+`)
 	b.silent()
 	a.interrupt() // it resigns
 	leads(b, "b")
-	c := run(t, s, "leader", "-name", "c", "-ttl", "2")
+	c := run(t, s, "leader", "-name", "c", "-ttl", living)
 	c.prints(`b leads since revision \d+`)
 	b.kill() // its lease runs out
 	leads(c, "c")

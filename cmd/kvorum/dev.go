@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/grpclog"
 
 	"github.com/kvorum/kvorum/dev"
 )
@@ -39,6 +41,7 @@ Clients find the members at 127.0.0.1:2379, 22379, 32379. What stands behind
 		RunE: func(cmd *cobra.Command, args []string) error {
 			// A stop of one member is not one of the process.
 			os.Unsetenv("NOTIFY_SOCKET")
+			grpclog.SetLoggerV2(newGRPCLog(slog.New(slog.DiscardHandler)))
 			o.Settings, o.Out, o.Commands = args, os.Stdout, typed()
 			return dev.Run(cmd.Context(), o)
 		},

@@ -14,6 +14,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/version"
 	"golang.org/x/term"
+	"google.golang.org/grpc/grpclog"
 
 	"github.com/kvorum/kvorum/config"
 	"github.com/kvorum/kvorum/node"
@@ -40,6 +41,7 @@ func serve(args []string, called string) int {
 	}
 	defer closeLogs()
 	log := logger(settings, out, people)
+	grpclog.SetLoggerV2(newGRPCLog(log))
 	for _, note := range notes {
 		log.Log(context.Background(), note.Level, note.Text)
 	}

@@ -154,7 +154,7 @@ func (s *script) running(t *testing.T) *process.Server {
 }
 
 // callTime bounds each request; none of them has a reason to wait.
-const callTime = 20 * time.Second
+const callTime = time.Minute
 
 func (s *script) grpc(t *testing.T, d *datadriven.TestData) string {
 	s.running(t)

@@ -33,7 +33,7 @@ const Env = "KVORUM_COMPAT_ETCD"
 func Reference() bool { return os.Getenv(Env) != "" }
 
 // readyTime is generous: the machine may be compiling beside us.
-const readyTime = 30 * time.Second
+const readyTime = 2 * time.Minute
 
 // Options describe a server of a single member; the zero value will do.
 type Options struct {
