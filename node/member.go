@@ -258,8 +258,9 @@ func forced(alone bool) func(replica.MemberChange) []byte {
 }
 
 // restOfReaders is how long a watcher that reads old history rests for each
-// moment it was busy, times the processors: with two, it takes a quarter of one.
-const restOfReaders = 6
+// moment of reading, times the processors. Sending takes as long as reading:
+// with two processors, it has a tenth of one.
+const restOfReaders = 40
 
 // damaged says what to do about a table that cannot be read.
 func damaged(dir string, err error) error {

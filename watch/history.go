@@ -17,13 +17,16 @@ type reading struct {
 	keys   map[string]*sub // of the group, single keys
 	ranges []*sub
 	runs   []run
+
+	took time.Duration  // to read the last piece from the table; 0: none, or it has rested since
+	head state.Revision // when it was last asked to rest
 }
 
 // catchUp reads a piece of history for cursors that are behind, one piece for
 // as many of them as can share it, and makes it ready to be told.
 func (s *Stream) catchUp(ctx context.Context) error {
 	if len(s.behind) == 0 {
-		s.piece = time.Time{}
+		s.reading.took = 0
 		return nil
 	}
 	h := s.hub
@@ -63,7 +66,9 @@ func (s *Stream) catchUp(ctx context.Context) error {
 			return err
 		}
 		s.listen(r.group)
+		began := time.Now()
 		to, all, err = s.readTable(view, from)
+		r.took = time.Since(began)
 	}
 	if err != nil {
 		s.unlink()
@@ -79,25 +84,31 @@ func (s *Stream) catchUp(ctx context.Context) error {
 	return nil
 }
 
-// restMax is how long a stream rests at most: it should not notice.
-const restMax = 20 * time.Millisecond
+// restMax is how long a stream rests at most, so that large events, which take
+// long to read, are not slow to come.
+const restMax = 8 * time.Millisecond
 
-// rest leaves the processors to others for a while, in proportion to what the
-// last piece from the table took: who is a million events behind would have one
-// of them to itself, and writers would feel it.
+// rest leaves the processors to writers for a while, in proportion to what it
+// took to read the last piece from the table: who is a million events behind
+// would have one of them to itself. Where nobody wrote meanwhile there is nobody
+// to feel it.
 func (s *Stream) rest(ctx context.Context) error {
-	if s.hub.options.Rest > 0 && !s.piece.IsZero() {
-		took := float64(time.Since(s.piece))
-		timer := time.NewTimer(min(restMax, time.Duration(s.hub.options.Rest*took)))
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	r := &s.reading
+	pause := min(restMax, time.Duration(s.hub.options.Rest*float64(r.took)))
+	head := s.hub.Head()
+	wrote := head != r.head
+	r.head, r.took = head, 0
+	if pause <= 0 || !wrote {
+		return nil
 	}
-	s.piece = time.Now()
-	return nil
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // cancelCompacted ends the cursors whose place is gone from history.

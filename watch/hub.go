@@ -16,7 +16,7 @@ type Options struct {
 	View             func() *state.View // what is true now, never older than what was published; required
 	RecentBytes      int64              // of events kept in memory for those slightly behind; default 8 MiB
 	ProgressInterval time.Duration      // a silent watcher that asked for it is told its place so often; default 10 min
-	Rest             float64            // of a stream that reads old history, for each moment it was busy; default none
+	Rest             float64            // of a stream that reads old history while others write, for each moment of reading; default none
 	Metrics          Metrics
 }
 

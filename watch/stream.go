@@ -178,7 +178,6 @@ type Stream struct {
 	due     time.Time // when the timer fires
 	every   time.Duration
 	reading reading
-	piece   time.Time // at which the last piece of the table was begun; zero: none is being told
 }
 
 // lost says since when events of a sub were dropped.
