@@ -239,7 +239,7 @@ func (l *Listener) accept(socket net.Listener, d door) {
 			continue
 		}
 		rest = restMin
-		c = &counted{Conn: c, received: l.options.Received, sent: l.options.Sent}
+		c = newSocket(counted{Conn: c, received: l.options.Received, sent: l.options.Sent})
 		if !d.secure {
 			l.deliver(c)
 			continue

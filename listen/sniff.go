@@ -2,7 +2,9 @@ package listen
 
 import (
 	"encoding/binary"
+	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -24,6 +26,8 @@ const (
 	frameBytesMax = 16 << 10 // what a caller may send before it is told otherwise
 	settingsBytes = 6        // each
 	pingBytes     = 8
+
+	readMin = 512 // room for what is read at once
 )
 
 // sniffer tells what a caller speaks from its first bytes. It is pure: bytes
@@ -34,10 +38,11 @@ const (
 // sniffer must be a server long enough to be asked: it sends empty settings,
 // which leave everything at its default, and answers pings.
 type sniffer struct {
-	kept []byte // to be replayed to whoever serves the caller
-	at   int    // kept[at:] was not looked at yet
-	pre  bool   // the preface was seen
-	any  bool   // a frame was seen
+	kept   []byte  // to be replayed to whoever serves the caller
+	buffer *[]byte // lent for it
+	at     int     // kept[at:] was not looked at yet
+	pre    bool    // the preface was seen
+	any    bool    // a frame was seen
 
 	toldSettings bool // ours were sent
 	ackSeen      bool // and the caller has acknowledged them
@@ -47,7 +52,26 @@ type sniffer struct {
 	ended   bool // unreadable or too long: let HTTP refuse it
 }
 
-func (s *sniffer) feed(b []byte) { s.kept = append(s.kept, b...) }
+// keptBuffers are what sniffers keep bytes in: many callers come at once, and
+// each needs one for a moment.
+var keptBuffers = sync.Pool{New: func() any {
+	b := make([]byte, 0, 2*readMin)
+	return &b
+}}
+
+func newSniffer() *sniffer {
+	b := keptBuffers.Get().(*[]byte)
+	return &sniffer{kept: *b, buffer: b}
+}
+
+// room is where to put what the caller says next; feed takes in the first n
+// bytes of it.
+func (s *sniffer) room() []byte {
+	s.kept = slices.Grow(s.kept, readMin)
+	return s.kept[len(s.kept):cap(s.kept)]
+}
+
+func (s *sniffer) feed(n int) { s.kept = s.kept[:len(s.kept)+n] }
 
 // idle tells whether the caller stands between two frames and owes us nothing.
 func (s *sniffer) idle() bool { return s.any && s.at == len(s.kept) && !s.inBlock }
@@ -184,19 +208,35 @@ func headerFragment(f frame) ([]byte, bool) {
 // requestProtocol reads a whole header block. The content type decides: it is
 // what makes a request gRPC.
 func requestProtocol(block []byte) protocol {
-	const tableBytes = 4096 // what the caller must assume of us
-	p := httpProtocol
-	d := hpack.NewDecoder(tableBytes, func(field hpack.HeaderField) {
-		if field.Name == "content-type" && strings.HasPrefix(field.Value, "application/grpc") {
-			p = grpcProtocol
-		}
-	})
-	d.SetMaxStringLength(sniffMax)
+	d := decoders.Get().(*decoder)
+	d.found = httpProtocol
 	if _, err := d.Write(block); err != nil || d.Close() != nil {
 		return httpProtocol
 	}
-	return p
+	d.SetMaxDynamicTableSize(0) // forget
+	d.SetMaxDynamicTableSize(tableBytes)
+	decoders.Put(d)
+	return d.found
 }
+
+const tableBytes = 4096 // of headers, as the caller must assume of us
+
+// decoder reads one header block, to tell the protocol.
+type decoder struct {
+	*hpack.Decoder
+	found protocol
+}
+
+var decoders = sync.Pool{New: func() any {
+	d := &decoder{}
+	d.Decoder = hpack.NewDecoder(tableBytes, func(field hpack.HeaderField) {
+		if field.Name == "content-type" && strings.HasPrefix(field.Value, "application/grpc") {
+			d.found = grpcProtocol
+		}
+	})
+	d.SetMaxStringLength(sniffMax)
+	return d
+}}
 
 // ackFilter takes the acknowledgement of the sniffer's settings out of what
 // the caller sends later: a server that never sent those would end the

@@ -96,11 +96,12 @@ type sniffed struct {
 // sniffAll lets a caller say text in steps, then sends the rest through the
 // connection that comes out.
 func sniffAll(text []byte, step int) sniffed {
-	var s sniffer
+	s := newSniffer()
 	var out sniffed
 	for len(text) > 0 && out.p == unknown {
 		n := min(step, len(text))
-		s.feed(text[:n])
+		n = copy(s.room(), text[:n])
+		s.feed(n)
 		text = text[n:]
 		var answer []byte
 		out.p, answer = s.next()

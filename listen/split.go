@@ -123,9 +123,8 @@ func (s *Splitter) sort(c net.Conn) {
 }
 
 func (s *Splitter) sniff(c net.Conn) (*conn, protocol, error) {
-	var sn sniffer
+	sn := newSniffer()
 	deadline := time.Now().Add(s.timeout)
-	b := make([]byte, 1024)
 	for {
 		// An idle caller may stay: clients connect ahead of need.
 		if sn.idle() {
@@ -136,11 +135,11 @@ func (s *Splitter) sniff(c net.Conn) (*conn, protocol, error) {
 		if err := s.limit(c.SetReadDeadline, deadline); err != nil {
 			return sn.conn(c), unknown, err
 		}
-		n, err := c.Read(b)
+		n, err := c.Read(sn.room())
 		if err != nil {
 			return sn.conn(c), unknown, err
 		}
-		sn.feed(b[:n])
+		sn.feed(n)
 		p, answer := sn.next()
 		if len(answer) > 0 {
 			if err := s.limit(c.SetWriteDeadline, time.Now().Add(s.timeout)); err != nil {
@@ -182,7 +181,8 @@ func (s *Splitter) sniffFirst(c net.Conn) (*conn, protocol, error) {
 
 // conn returns c as if nothing had been read from it.
 func (s *sniffer) conn(c net.Conn) *conn {
-	sorted := &conn{Conn: c, head: s.kept, greeted: s.toldSettings}
+	*s.buffer = s.kept[:0]
+	sorted := &conn{Conn: c, head: s.kept, buffer: s.buffer, greeted: s.toldSettings}
 	if s.toldSettings && !s.ackSeen {
 		// The acknowledgement may stand behind the request in what was read.
 		sorted.filter = &ackFilter{skip: s.at}
@@ -201,6 +201,7 @@ type conn struct {
 
 	// Owned by the one who reads.
 	head   []byte     // read while sorting
+	buffer *[]byte    // holds what was read while sorting; nil: nothing was lent
 	filter *ackFilter // nil: nothing to take out
 }
 
@@ -209,7 +210,7 @@ func (c *conn) Read(p []byte) (int, error) {
 		if len(c.head) > 0 {
 			n := copy(p, c.head)
 			if c.head = c.head[n:]; len(c.head) == 0 {
-				c.head = nil // let the buffer go
+				c.letGo()
 			}
 			return n, nil
 		}
@@ -224,7 +225,54 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 }
 
+// letGo gives the buffer of what was read while sorting to others.
+func (c *conn) letGo() {
+	c.head = nil
+	if c.buffer != nil && cap(*c.buffer) <= 4*readMin {
+		keptBuffers.Put(c.buffer)
+	}
+	c.buffer = nil
+}
+
 func (c *conn) beneath() net.Conn { return c.Conn }
+
+// prompter is a connection that can be asked for what needs no waiting, as a
+// socket can.
+type prompter interface {
+	TryWrite(p []byte) (int, error)
+	ReadLent(lend func() []byte, giveBack func()) (int, error)
+	CloseWrite() error
+}
+
+// prompt returns c as one that can be asked for what needs no waiting, if there
+// is a socket right beneath it.
+func (c *conn) prompt() net.Conn {
+	if p, ok := c.Conn.(prompter); ok {
+		return &promptConn{conn: *c, prompter: p}
+	}
+	return c
+}
+
+// promptConn is a conn in clear text.
+type promptConn struct {
+	conn
+	prompter
+}
+
+func (c *promptConn) ReadLent(lend func() []byte, giveBack func()) (int, error) {
+	if len(c.head) > 0 {
+		return c.Read(lend())
+	}
+	if c.filter == nil || c.filter.done {
+		return c.prompter.ReadLent(lend, giveBack)
+	}
+	var b []byte
+	n, err := c.prompter.ReadLent(func() []byte { b = lend(); return b }, giveBack)
+	if c.head = c.filter.pass(nil, b[:n]); len(c.head) > 0 {
+		return c.Read(b)
+	}
+	return 0, err
+}
 
 // turnAway closes a caller whom nobody serves. One that was greeted takes itself
 // for connected, and may have asked for something meanwhile. That nothing was
@@ -254,7 +302,7 @@ func newSide(of *Splitter) *side {
 
 func (s *side) deliver(c *conn) {
 	select {
-	case s.ready <- c:
+	case s.ready <- c.prompt():
 	case <-s.closed:
 		c.turnAway()
 	case <-s.of.ctx.Done():

@@ -43,15 +43,17 @@ type conn struct {
 
 	// Immutable after the handshake.
 	nc     net.Conn // set with mu held
-	socket *socket  // nil: writing may wait
+	prompt prompt   // nc, if it can be asked for what needs no waiting; or nil
 	peer   peer.Peer
 	born   time.Time
 
 	// Owned by the reader.
 	in       *intake // nil: nothing to read
-	first    [waitBytes]byte
+	lend     func() []byte
+	giveBack func()
+	first    [1]byte // is read before an intake is borrowed, where only reading can wait
+	rests    bool    // waits for a client that has been silent
 	decoder  *hpack.Decoder
-	block    block
 	head     *head        // of the last request
 	gathered []*gathering // that have not begun
 
@@ -81,6 +83,18 @@ type conn struct {
 	ended       bool
 }
 
+// prompt is a connection that can be asked for what needs no waiting.
+type prompt interface {
+	// TryWrite writes what is taken at once, which may be nothing.
+	TryWrite(p []byte) (int, error)
+
+	// ReadLent reads into a buffer that it is lent when there may be something
+	// to read, and gives back before it waits.
+	ReadLent(lend func() []byte, giveBack func()) (int, error)
+
+	CloseWrite() error
+}
+
 // connError ends a connection, and is told to the client.
 type connError struct {
 	code http2.ErrCode
@@ -95,6 +109,7 @@ func newConn(server *Server, nc net.Conn) *conn {
 	o := &server.options
 	c := &conn{server: server, options: o, nc: nc, born: time.Now(), calls: map[uint32]*stream{}}
 	c.room.L = &c.mu
+	c.lend, c.giveBack = c.borrowIntake, c.returnIntake
 	c.receiveWindow = int(o.ConnectionWindowBytes)
 	c.grantsLeft = o.GrantBytesMax
 	c.out.window, c.out.streamWindow, c.out.headerListMax = initialWindow, initialWindow, math.MaxUint32
@@ -104,15 +119,26 @@ func newConn(server *Server, nc net.Conn) *conn {
 	return c
 }
 
-// serve answers the client until it leaves, and returns when nothing of the
-// connection is left.
+// serve greets the client and answers it.
 func (c *conn) serve() {
-	defer c.end()
-	defer c.dropInput()
 	if c.handshake() != nil {
-		return // who never was a client is told nothing
+		c.end() // who never was a client is told nothing
+		return
 	}
-	c.farewell(c.read())
+	c.answerAll()
+}
+
+// answerAll answers the client until it leaves. When it has been silent for a
+// while, another goroutine goes on: one that only waits needs less of a stack
+// than one that has served, and idle clients are many.
+func (c *conn) answerAll() {
+	err := c.read()
+	if errors.Is(err, errSilent) {
+		go c.answerAll()
+		return
+	}
+	c.farewell(err)
+	c.end()
 }
 
 // handshake agrees with the client on who they are and how they talk.
@@ -131,7 +157,7 @@ func (c *conn) handshake() error {
 		c.mu.Unlock()
 		c.peer.AuthInfo = info
 	}
-	c.socket = newSocket(c.nc)
+	c.prompt, _ = c.nc.(prompt)
 
 	c.mu.Lock()
 	c.greet()
@@ -165,22 +191,6 @@ func (c *conn) greet() {
 	if n := int(o.ConnectionWindowBytes) - initialWindow; n > 0 {
 		c.out.windowUpdate(0, n)
 	}
-}
-
-// receive reads what the client has sent. It sees to it that no answer waits
-// for the next request, and that a client which does not read its answers sends
-// no more.
-func (c *conn) receive(p []byte) (int, error) {
-	c.beginParties()
-	c.flush()
-	c.mu.Lock()
-	for len(c.out.ready) > unreadMax && !c.out.failed {
-		c.room.Wait()
-	}
-	c.mu.Unlock()
-	n, err := c.nc.Read(p)
-	c.lastRead.Store(int64(time.Since(c.born)))
-	return n, err
 }
 
 // read takes in frame after frame, until one is the last.
@@ -223,8 +233,8 @@ func (c *conn) take(f http2.Frame) error {
 	case *http2.DataFrame:
 		return c.takeData(f)
 	case *http2.HeadersFrame:
-		c.block = block{open: true, stream: f.StreamID, end: f.StreamEnded(), fields: c.block.fields[:0]}
-		c.block.malformed = f.HasPriority() && f.Priority.StreamDep == f.StreamID
+		c.in.block = block{open: true, stream: f.StreamID, end: f.StreamEnded(), fields: c.in.block.fields[:0]}
+		c.in.block.malformed = f.HasPriority() && f.Priority.StreamDep == f.StreamID
 		c.decoder.SetEmitEnabled(true)
 		return c.takeFragment(f.HeaderBlockFragment(), f.HeadersEnded())
 	case *http2.ContinuationFrame:
@@ -266,7 +276,7 @@ func (c *conn) tired() error {
 
 // field takes in one field of a header block.
 func (c *conn) field(f hpack.HeaderField) {
-	if !c.block.add(f, c.options.HeaderBytesMax) {
+	if !c.in.block.add(f, c.options.HeaderBytesMax) {
 		c.decoder.SetEmitEnabled(false)
 	}
 }
@@ -274,9 +284,9 @@ func (c *conn) field(f hpack.HeaderField) {
 // takeFragment takes in a part of a header block. All of it must be decoded,
 // wanted or not: later blocks refer to it.
 func (c *conn) takeFragment(b []byte, last bool) error {
-	c.block.bytes += len(b)
+	c.in.block.bytes += len(b)
 	_, err := c.decoder.Write(b)
-	if errors.Is(err, hpack.ErrStringLength) || c.block.bytes > 2*int(c.options.HeaderBytesMax) {
+	if errors.Is(err, hpack.ErrStringLength) || c.in.block.bytes > 2*int(c.options.HeaderBytesMax) {
 		return connError{http2.ErrCodeEnhanceYourCalm, "headers are too large"}
 	}
 	if err == nil && last {
@@ -288,10 +298,10 @@ func (c *conn) takeFragment(b []byte, last bool) error {
 	if !last {
 		return nil
 	}
-	c.block.open = false
+	c.in.block.open = false
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.takeHeaders(&c.block)
+	return c.takeHeaders(&c.in.block)
 }
 
 // takeHeaders makes a call of a whole header block. c.mu is held.
@@ -312,7 +322,9 @@ func (c *conn) takeHeaders(b *block) error {
 			"grpc: received headers larger than max (%d)", c.options.HeaderBytesMax), b.end)
 		return c.tired()
 	}
-	if !c.head.says(b.fields) {
+	if c.head == nil {
+		c.head = c.server.heads.read(b.fields)
+	} else if !c.head.says(b.fields) {
 		c.head = readHead(b.fields)
 	}
 	h := c.head
@@ -821,8 +833,8 @@ func (c *conn) farewell(err error) {
 	c.mu.Unlock()
 	c.flush()
 	c.mu.Lock()
-	if c.socket != nil && !c.out.writing {
-		c.socket.end()
+	if c.prompt != nil && !c.out.writing {
+		_ = c.prompt.CloseWrite() // fails when there is nobody to tell
 	}
 	c.mu.Unlock()
 	if c.nc.SetReadDeadline(time.Now().Add(lingerTimeout)) == nil {
@@ -838,6 +850,9 @@ func (c *conn) closeCalls() {
 
 // end closes what is left and waits for all who work for the connection.
 func (c *conn) end() {
+	defer c.server.running.Done()
+	defer c.server.remove(c)
+	c.dropInput()
 	c.mu.Lock()
 	c.closing, c.ended, c.out.failed = true, true, true
 	c.keep.stop()

@@ -12,7 +12,7 @@
 //	message.go what is sent and received: compressed, encoded, limited;
 //	messages.go the same for handlers that encode, and send many at once
 //	send.go    windows, turns, and the one write for all that is ready
-//	keep.go    pings, age and idleness
+//	keep.go    pings, age and idleness; when a reader rests
 //	together.go calls that wait as one party
 //	pool.go    goroutines and buffers that are used again
 //	inside.go  a way in for callers in the same process

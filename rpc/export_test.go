@@ -1,9 +1,14 @@
 package rpc
 
 import (
+	"time"
+
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
+
+// RestAfter makes the readers of s rest when their clients are silent so long.
+func (s *Server) RestAfter(d time.Duration) { s.restAfter = d }
 
 // AnswerAnything makes s answer whatever is asked over HTTP/2, gRPC or not,
 // once it was received to the end.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -94,6 +95,28 @@ func refuse(httpStatus int, code codes.Code, format string, args ...any) *refusa
 // says tells whether h was made of the same fields.
 func (h *head) says(fields []hpack.HeaderField) bool {
 	return h != nil && slices.Equal(h.fields, fields)
+}
+
+// heads are what connections have begun with of late: many clients say the same.
+type heads struct {
+	mu     sync.Mutex
+	recent [16]*head
+	next   int // to be overwritten
+}
+
+// read is readHead for the first request of a connection.
+func (h *heads) read(fields []hpack.HeaderField) *head {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, known := range h.recent {
+		if known.says(fields) {
+			return known
+		}
+	}
+	first := readHead(fields)
+	h.recent[h.next] = first
+	h.next = (h.next + 1) % len(h.recent)
+	return first
 }
 
 // readHead makes sense of all fields but path and timeout.

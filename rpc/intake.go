@@ -2,23 +2,20 @@ package rpc
 
 import (
 	"sync"
+	"time"
 
 	"golang.org/x/net/http2"
 )
 
-const (
-	readBytes = 32 << 10 // taken from the socket at once
-
-	// A connection waits with no more than this in hand, which is enough for
-	// most requests.
-	waitBytes = 1024
-)
+// readBytes are taken from the socket at once.
+const readBytes = 32 << 10
 
 // intake is what it takes to read frames. Connections have one only while
 // there is something to read: most of them are idle, and they are many.
 type intake struct {
 	c       *conn
 	framer  *http2.Framer
+	block   block // of headers
 	buf     [readBytes]byte
 	at, end int    // buf[at:end] is unread
 	scratch buffer // the answer that is made on the reader
@@ -39,7 +36,13 @@ func (in *intake) newFramer() {
 // Read is how the framer reads.
 func (in *intake) Read(p []byte) (int, error) {
 	if in.at == in.end {
-		n, err := in.c.receive(in.buf[:])
+		in.c.turn()
+		n, err := in.c.nc.Read(in.buf[:])
+		for in.c.mayRest(err) { // but not here, amid a frame
+			in.c.wake()
+			n, err = in.c.nc.Read(in.buf[:])
+		}
+		in.c.heard()
 		if in.at, in.end = 0, n; err != nil {
 			return 0, err
 		}
@@ -49,35 +52,81 @@ func (in *intake) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// awaitInput returns when there is something to read. It is called between
-// frames.
+// awaitInput returns when there is something to read, or with errSilent when
+// the reader shall rest. It is called between frames.
 func (c *conn) awaitInput() error {
-	if c.in != nil && (c.in.at < c.in.end || c.block.open) {
+	if c.in != nil && (c.in.at < c.in.end || c.in.block.open) {
 		return nil
 	}
+	c.turn()
+	n, err := 0, error(nil)
+	for n == 0 && err == nil {
+		n, err = c.readIdle()
+	}
+	switch {
+	case c.mayRest(err):
+		c.returnIntake()
+		return errSilent
+	case err != nil:
+		return err
+	case c.rests:
+		c.wake()
+	}
+	c.heard()
+	c.in.at, c.in.end = 0, n
+	return nil
+}
+
+// readIdle reads something, with nothing in hand while it waits.
+func (c *conn) readIdle() (int, error) {
+	if c.prompt != nil && !c.rests {
+		return c.prompt.ReadLent(c.lend, c.giveBack)
+	}
+	c.returnIntake()
+	n, err := c.nc.Read(c.first[:])
+	if n == 0 {
+		return 0, err
+	}
+	return copy(c.borrowIntake(), c.first[:n]), nil
+}
+
+// turn is between reading and waiting for more. It sees to it that no answer
+// waits for the next request, and that a client which does not read its answers
+// sends no more.
+func (c *conn) turn() {
+	c.beginParties()
+	c.flush()
+	c.mu.Lock()
+	for len(c.out.ready) > unreadMax && !c.out.failed {
+		c.room.Wait()
+	}
+	c.mu.Unlock()
+}
+
+func (c *conn) heard() { c.lastRead.Store(int64(time.Since(c.born))) }
+
+func (c *conn) borrowIntake() []byte {
+	if c.in == nil {
+		c.in = intakes.Get().(*intake)
+		c.in.c = c
+	}
+	return c.in.buf[:]
+}
+
+func (c *conn) returnIntake() {
 	if c.in != nil {
 		c.in.c = nil
 		intakes.Put(c.in)
 		c.in = nil
 	}
-	n, err := 0, error(nil)
-	for n == 0 {
-		if err != nil {
-			return err
-		}
-		n, err = c.receive(c.first[:])
-	}
-	c.in = intakes.Get().(*intake)
-	c.in.c, c.in.at, c.in.end = c, 0, copy(c.in.buf[:], c.first[:n])
-	return nil
 }
 
 // dropInput ends reading.
 func (c *conn) dropInput() {
 	if c.in != nil {
-		c.in.c = nil
-		c.in.newFramer() // the other may wait for the end of a header block
-		intakes.Put(c.in)
-		c.in = nil
+		// Both may wait for the end of a header block.
+		c.in.newFramer()
+		c.in.block = block{}
+		c.returnIntake()
 	}
 }

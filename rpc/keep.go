@@ -1,8 +1,10 @@
 package rpc
 
 import (
+	"errors"
 	"math"
 	"math/rand/v2"
+	"net"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -17,6 +19,8 @@ const (
 	strikesMax       = 2
 	quietPingsMin    = 2 * time.Hour // between pings without calls
 	ageJitterPortion = 10            // connections made together shall not end together
+
+	restAfter = time.Second // of silence
 )
 
 var leavePing = [8]byte{'k', 'v', 'l', 'e', 'a', 'v', 'i', 'n'}
@@ -31,6 +35,8 @@ type keep struct {
 	lastPing time.Duration // of the client
 	pinged   bool
 
+	cutOff bool // what the reader read, so that it rests
+
 	asked     bool          // for a sign of life
 	askedAt   time.Duration // and when
 	idleSince time.Duration
@@ -39,6 +45,11 @@ type keep struct {
 	leaveAt   time.Duration
 	graceEnds time.Duration
 }
+
+var (
+	errSilent = errors.New("rpc: the client has been silent")
+	past      = time.Unix(1, 0)
+)
 
 func (k *keep) stop() {
 	if k.timer != nil {
@@ -58,7 +69,7 @@ func (c *conn) establish() {
 		k.ageMax += time.Duration(rand.Int64N(int64(2*portion)+1)) - portion
 	}
 	k.idleSince = time.Since(c.born)
-	k.timer = time.AfterFunc(0, c.tick)
+	k.timer = time.AfterFunc(min(c.server.restAfter, k.ageMax, c.options.ConnectionIdleMax, c.options.KeepaliveInterval), c.tick)
 }
 
 // idle is called when the last call has ended. c.mu is held.
@@ -118,6 +129,10 @@ func (c *conn) tick() {
 		c.finishLeaving()
 	}
 	heard := time.Duration(c.lastRead.Load())
+	if !k.cutOff && !c.closing && due(heard, c.server.restAfter) {
+		k.cutOff = true
+		c.nc.SetReadDeadline(past)
+	}
 	if k.asked && heard > k.askedAt {
 		k.asked = false
 	}
@@ -132,6 +147,35 @@ func (c *conn) tick() {
 	}
 	if next != forever {
 		k.timer.Reset(next)
+	}
+}
+
+// mayRest tells the reader whether its read has ended because it shall rest.
+func (c *conn) mayRest(err error) bool {
+	var late net.Error
+	if c.rests || !errors.As(err, &late) || !late.Timeout() {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.keep.cutOff {
+		return false
+	}
+	if !c.closing { // else there is another deadline
+		c.nc.SetReadDeadline(time.Time{})
+	}
+	c.rests = true
+	return true
+}
+
+// wake ends the reader's rest.
+func (c *conn) wake() {
+	c.rests = false
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.keep.cutOff = false
+	if c.keep.timer != nil {
+		c.keep.timer.Reset(c.server.restAfter)
 	}
 }
 

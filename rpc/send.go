@@ -335,13 +335,13 @@ func (c *conn) flush() {
 	c.mu.Lock()
 	for !c.out.writing && c.canWrite() {
 		c.out.writing = true
-		if c.socket == nil {
+		if c.prompt == nil {
 			c.startDrain()
 			break
 		}
 		b := c.out.takeReady()
 		c.mu.Unlock()
-		n, err := c.socket.try(b)
+		n, err := c.prompt.TryWrite(b)
 		c.mu.Lock()
 		if err != nil {
 			c.writeFailed()

@@ -129,6 +129,10 @@ type Server struct {
 	services map[string]grpc.ServiceInfo
 	anything *method // set by tests: answers what is not gRPC too
 
+	restAfter time.Duration // tests do not wait so long
+
+	heads heads
+
 	running sync.WaitGroup // connections, and those that accept them
 
 	mu struct {
@@ -150,6 +154,8 @@ func New(o Options) *Server {
 		workers:  newWorkers(),
 		methods:  map[string]*method{},
 		services: map[string]grpc.ServiceInfo{},
+
+		restAfter: restAfter,
 	}
 	s.mu.listeners = map[net.Listener]struct{}{}
 	s.mu.conns = map[*conn]struct{}{}
@@ -263,11 +269,7 @@ func (s *Server) Serve(l net.Listener) error {
 			nc.Close()
 			continue
 		}
-		go func() {
-			defer s.running.Done()
-			c.serve()
-			s.remove(c)
-		}()
+		go c.serve()
 	}
 }
 

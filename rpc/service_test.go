@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/kvorum/kvorum/listen"
 	"github.com/kvorum/kvorum/rpc"
 )
 
@@ -217,15 +219,23 @@ const patience = 2 * time.Minute
 // start serves s on a port of its own until the test ends, and returns where.
 func start(t testing.TB, s server, services ...func(grpc.ServiceRegistrar)) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := local(t)
 	serve(t, s, l, services...)
 	return l.Addr().String()
 }
 
+// local listens as a member does for its clients.
+func local(t testing.TB) net.Listener {
+	t.Helper()
+	l, err := listen.Listen(t.Context(), []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}, listen.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
 func serve(t testing.TB, s server, l net.Listener, services ...func(grpc.ServiceRegistrar)) {
+	t.Helper()
 	for _, register := range services {
 		register(s)
 	}

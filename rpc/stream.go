@@ -70,22 +70,28 @@ func (s *stream) lengthKept() bool {
 // gone are the streams that were closed last. What comes on a stream that the
 // client itself had ended is its mistake; on others it may have been under way.
 type gone struct {
-	ids  [64]uint32 // streams are odd: the lowest bit tells that the client had not ended it
-	next int
+	ids  []uint32 // streams are odd: the lowest bit tells that the client had not ended it
+	next int      // to be overwritten, once there are goneMax
 }
+
+const goneMax = 64
 
 func (g *gone) add(id uint32, early bool) {
 	id &^= 1
 	if early {
 		id |= 1
 	}
-	g.ids[g.next%len(g.ids)] = id
-	g.next++
+	if len(g.ids) < goneMax {
+		g.ids = append(g.ids, id)
+		return
+	}
+	g.ids[g.next] = id
+	g.next = (g.next + 1) % goneMax
 }
 
 func (g *gone) find(id uint32) (early, known bool) {
-	for i, other := range g.ids {
-		if other|1 == id && i < g.next {
+	for _, other := range g.ids {
+		if other|1 == id {
 			return other == id, true
 		}
 	}
