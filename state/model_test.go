@@ -18,9 +18,15 @@ import (
 // revision. Where it and the machine differ, one of them is wrong.
 type model struct {
 	at        []map[string]*mvccpb.KeyValue // by revision
+	notes     []map[string]note             // the same
+	told      [][]state.NodeChange          // the same
 	events    []change                      // of all revisions
 	compacted int64
 	leases    map[int64]state.Lease
+
+	// What became of the last request about nodes.
+	change    *state.NodeChange
+	nodeError *state.HierarchyError
 }
 
 type change struct {
@@ -31,7 +37,11 @@ type change struct {
 
 func newModel() *model {
 	none := map[string]*mvccpb.KeyValue{}
-	return &model{at: []map[string]*mvccpb.KeyValue{none, none}, compacted: -1, leases: map[int64]state.Lease{}}
+	return &model{
+		at:    []map[string]*mvccpb.KeyValue{none, none},
+		notes: []map[string]note{{}, {}},
+		told:  [][]state.NodeChange{nil, nil}, compacted: -1, leases: map[int64]state.Lease{},
+	}
 }
 
 func (m *model) revision() int64 { return int64(len(m.at) - 1) }
@@ -40,11 +50,13 @@ func (m *model) revision() int64 { return int64(len(m.at) - 1) }
 type try struct {
 	*model
 	keys    map[string]*mvccpb.KeyValue
+	notes   map[string]note
 	changed bool
 	events  []change
+	told    *state.NodeChange // of a request about nodes
 }
 
-func (m *model) try() *try { return &try{model: m, keys: maps.Clone(m.at[m.revision()])} }
+func (m *model) try() *try { return &try{model: m, keys: maps.Clone(m.at[m.revision()]), notes: maps.Clone(m.notes[m.revision()])} }
 
 func (t *try) revision() int64 {
 	if t.changed {
@@ -57,7 +69,13 @@ func (t *try) header() *pb.ResponseHeader { return &pb.ResponseHeader{Revision: 
 
 func (t *try) commit() {
 	if t.changed {
+		if t.told != nil {
+			t.model.told = append(t.model.told, []state.NodeChange{*t.told})
+		} else {
+			t.model.told = append(t.model.told, t.tell())
+		}
 		t.model.at = append(t.model.at, t.keys)
+		t.model.notes = append(t.model.notes, t.notes)
 		t.model.events = append(t.model.events, t.events...)
 	}
 }
@@ -172,6 +190,7 @@ func (t *try) doPut(q *pb.PutRequest) *pb.PutResponse {
 		}
 	}
 	t.keys[string(q.Key)] = kv
+	delete(t.notes, string(q.Key))
 	t.events = append(t.events, change{t.revision(), false, kv})
 	return r
 }
@@ -185,6 +204,7 @@ func (t *try) doDelete(q *pb.DeleteRangeRequest) *pb.DeleteRangeResponse {
 			r.PrevKvs = append(r.PrevKvs, kv)
 		}
 		delete(t.keys, string(kv.Key))
+		delete(t.notes, string(kv.Key))
 		t.events = append(t.events, change{t.revision(), true, &mvccpb.KeyValue{Key: kv.Key, ModRevision: t.revision()}})
 	}
 	r.Header = t.header()
@@ -334,6 +354,10 @@ func (m *model) applyLease(request proto.Message) (proto.Message, *fault.Fault) 
 
 // apply returns the answer to a command, or its refusal.
 func (m *model) apply(c state.Command) (proto.Message, *fault.Fault) {
+	m.change, m.nodeError = nil, nil
+	if c.Kind == state.Hierarchy {
+		return nil, m.applyNodes(c.Encoded)
+	}
 	t := m.try()
 	defer t.commit()
 	switch q := c.Request.(type) {

@@ -21,6 +21,9 @@ import (
 type chance struct{ *rand.Rand }
 
 func (r chance) key() []byte {
+	if r.IntN(2) == 0 {
+		return r.nodeKey()
+	}
 	return []byte(fmt.Sprintf("%c%d", "abc"[r.IntN(3)], r.IntN(6)))
 }
 
@@ -163,6 +166,8 @@ func (r chance) txn(revision int64, depth int) *pb.TxnRequest {
 
 func (r chance) command(revision, compacted int64) state.Command {
 	switch n := r.IntN(100); {
+	case n < 20:
+		return r.nodeCommand(revision)
 	case n < 40:
 		return state.Command{Kind: state.Put, Request: r.put()}
 	case n < 50:
@@ -276,19 +281,28 @@ func TestRandomCommands(t *testing.T) {
 				var commands []state.Command
 				var want []proto.Message
 				var refusals []*fault.Fault
+				var changes []*state.NodeChange
+				var nodeErrors []*state.HierarchyError
 				events := len(m.events)
 				for range r.IntN(4) {
 					c := r.command(m.revision(), m.compacted)
 					commands = append(commands, c)
 					answer, refusal := m.apply(c)
 					want, refusals = append(want, answer), append(refusals, refusal)
+					changes, nodeErrors = append(changes, m.change), append(nodeErrors, m.nodeError)
 				}
 				for i, o := range b.apply(t, commands...) {
 					if o.Refusal != refusals[i] {
 						t.Fatalf("%v: refusal %v, want %v", commands[i], o.Refusal, refusals[i])
 					}
+					if d := cmp.Diff(nodeErrors[i], o.NodeError); d != "" {
+						t.Fatalf("%v: %s", commands[i], d)
+					}
 					if o.Refusal != nil {
 						continue
+					}
+					if d := cmp.Diff(changes[i], o.Change); d != "" {
+						t.Fatalf("%v: %s", commands[i], d)
 					}
 					if d := diff(want[i], o.Response); d != "" {
 						t.Fatalf("%v: %s", commands[i], d)
@@ -306,6 +320,7 @@ func TestRandomCommands(t *testing.T) {
 				}
 				compareHistory(t, b.View(), m, r)
 				compareLeases(t, b.View(), m)
+				compareNodes(t, b.View(), m, r)
 
 				switch r.IntN(20) {
 				case 0, 1, 2, 3:
@@ -321,6 +336,7 @@ func TestRandomCommands(t *testing.T) {
 					restoreElsewhere(t, b)
 				}
 				compareLeases(t, b.View(), m)
+				compareNodes(t, b.View(), m, r)
 			}
 		})
 	}
