@@ -74,9 +74,12 @@ func (v *View) OldestChanges() Revision {
 
 // Changes returns what a revision has changed, as those are told who watch
 // nodes: the change that a HierarchyRequest made, or those of all keys that were
-// written without one. It refuses with a *HierarchyError what is older than
+// written without one; nothing of a revision to come. It refuses with a *HierarchyError what is older than
 // OldestChanges, also if that happens meanwhile.
 func (v *View) Changes(at Revision) ([]NodeChange, error) {
+	if at > v.Revision {
+		return nil, nil
+	}
 	changes, err := tree.Told(v.keys, at)
 	if at < v.OldestChanges() || err == mvcc.ErrOvertaken {
 		return nil, &HierarchyError{Code: tree.EventsCleared, Index: v.Revision}

@@ -359,6 +359,65 @@ func (t *try) removeNode(action, path string, all bool) {
 	}
 }
 
+// TestChangesAreKept wants changes to be told of 1,000 revisions exactly, also
+// after a restart, and of fewer once the history is compacted.
+func TestChangesAreKept(t *testing.T) {
+	b := newBed(t, false)
+	told := func(at state.Revision) bool {
+		t.Helper()
+		changes, err := b.View().Changes(at)
+		var refused *state.HierarchyError
+		if err != nil && (!errors.As(err, &refused) || refused.Code != 401) {
+			t.Fatal(err)
+		}
+		return len(changes) == 1 && changes[0].Action == "set" && changes[0].Node.Value == fmt.Sprint(at)
+	}
+	last := state.Revision(1)
+	for range 1200 {
+		last++
+		q := state.HierarchyRequest{Op: state.NodeSet, Path: "/a", Value: fmt.Sprint(last)}
+		b.apply(t, state.Command{Kind: state.Hierarchy, Encoded: q.Append(nil)})
+		oldest := max(2, last-999)
+		if !told(oldest) || !told(last) || told(oldest-1) || told(last+1) {
+			t.Fatalf("at %d, changes are not told from %d on", last, oldest)
+		}
+	}
+	b.Flush()
+	b.crash(t, 0)
+	if !told(last-999) || told(last-1000) {
+		t.Fatal("after a restart others are told of")
+	}
+	b.apply(t, state.Command{Kind: state.Compact, Request: &pb.CompactionRequest{Revision: int64(last - 10)}})
+	for more := true; more; {
+		more, _ = b.Sweep(100)
+	}
+	if !told(last-9) || told(last-10) || b.View().OldestChanges() != last-9 {
+		t.Fatal("compacted changes are told of")
+	}
+}
+
+// TestNotesCount wants members to differ in their hashes if they differ in
+// what is kept beside a pair alone.
+func TestNotesCount(t *testing.T) {
+	sums := map[string]bool{}
+	for _, c := range []state.Command{
+		{Kind: state.Put, Request: &pb.PutRequest{Key: []byte("/a")}},
+		{Kind: state.Hierarchy, Encoded: (&state.HierarchyRequest{Op: state.NodeSet, Path: "/a"}).Append(nil)},
+		{Kind: state.Hierarchy, Encoded: (&state.HierarchyRequest{Op: state.NodeSet, Path: "/a", Deadline: 1}).Append(nil)},
+	} {
+		b := newBed(t, false)
+		b.apply(t, c)
+		r, err := b.View().HashKV(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sums[fmt.Sprint(r.Hash)], sums[fmt.Sprint("checksum ", b.View().Checksum)] = true, true
+	}
+	if len(sums) != 6 {
+		t.Fatal(sums)
+	}
+}
+
 func (r chance) path() string {
 	return []string{"/a", "/a", "/b", "/a/b", "/a/b", "/a/c", "/a/b/c", "/a-b", "/_h/x", "/a/b/c/d/e"}[r.IntN(10)]
 }

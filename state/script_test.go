@@ -589,7 +589,7 @@ func limitLearners(m *pb.Member, most int64) { state.LimitLearners(m, int(most))
 
 // FuzzRequests has the machine take whatever comes from a frame.
 func FuzzRequests(f *testing.F) {
-	kinds := []state.Kind{state.Put, state.DeleteRange, state.Txn}
+	kinds := []state.Kind{state.Put, state.DeleteRange, state.Txn, state.Hierarchy}
 	for i, q := range []proto.Message{
 		&pb.PutRequest{Key: []byte("k"), Value: []byte("v"), PrevKv: true},
 		&pb.DeleteRangeRequest{Key: []byte("k"), RangeEnd: []byte{0}},
@@ -601,6 +601,7 @@ func FuzzRequests(f *testing.F) {
 		}
 		f.Add(uint8(i), b)
 	}
+	f.Add(uint8(3), (&state.HierarchyRequest{Op: state.NodeSet, Path: "/a/b", Value: "v"}).Append(nil))
 	b := newBed(f, false)
 	f.Fuzz(func(t *testing.T, kind uint8, encoded []byte) {
 		b.apply(t, state.Command{Kind: kinds[int(kind)%len(kinds)], Encoded: append([]byte{}, encoded...)})
