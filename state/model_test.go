@@ -56,7 +56,9 @@ type try struct {
 	told    *state.NodeChange // of a request about nodes
 }
 
-func (m *model) try() *try { return &try{model: m, keys: maps.Clone(m.at[m.revision()]), notes: maps.Clone(m.notes[m.revision()])} }
+func (m *model) try() *try {
+	return &try{model: m, keys: maps.Clone(m.at[m.revision()]), notes: maps.Clone(m.notes[m.revision()])}
+}
 
 func (t *try) revision() int64 {
 	if t.changed {
