@@ -64,7 +64,11 @@ func New(called string) *cobra.Command {
 	a.globals.register(root.PersistentFlags())
 	hideGlobals(root)
 
-	root.AddGroup(groups...)
+	root.AddGroup(groups[0])
+	if called != Etcdctl {
+		root.AddGroup(&cobra.Group{ID: groupDirectories, Title: "Directory commands:"})
+	}
+	root.AddGroup(groups[1:]...)
 	root.SetHelpCommandGroupID(groupUtility)
 	root.AddCommand(
 		a.putCommand(), a.getCommand(), a.delCommand(), a.txnCommand(), a.compactionCommand(), a.watchCommand(), a.leaseCommand(),
@@ -73,7 +77,7 @@ func New(called string) *cobra.Command {
 		a.checkCommand(), a.completionCommand(), a.optionsCommand(), a.versionCommand(),
 	)
 	if called != Etcdctl {
-		root.AddCommand(a.statusCommand(), a.benchCommand())
+		root.AddCommand(a.lsCommand(), a.treeCommand(), a.mkCommand(), a.rmCommand(), a.statusCommand(), a.benchCommand())
 		// Cobra would take a template for it, which has the linker keep every
 		// exported method of the program.
 		root.Flags().BoolVarP(&version, "version", "v", false, "version for "+called)
@@ -83,10 +87,11 @@ func New(called string) *cobra.Command {
 }
 
 const (
-	groupKV      = "kv"
-	groupLocks   = "locks"
-	groupCluster = "cluster"
-	groupUtility = "utility"
+	groupKV          = "kv"
+	groupDirectories = "directories"
+	groupLocks       = "locks"
+	groupCluster     = "cluster"
+	groupUtility     = "utility"
 )
 
 var groups = []*cobra.Group{

@@ -18,7 +18,7 @@ const (
 	exitInterrupted   exit = 5
 	exitUnhealthy     exit = 5 // etcdctl, too, has one number for both
 	exitIO            exit = 6
-	exitNotFound      exit = 7 // get --must-exist, lease keep-alive --once
+	exitNotFound      exit = 7 // get --must-exist, lease keep-alive --once, ls, rm
 	exitPermission    exit = 10
 	exitSignal        exit = 130 // what a shell says of a program that an interrupt ended
 	exitUsage         exit = 256 // unknown command or flag: 128, but 1 for etcdctl
@@ -32,7 +32,7 @@ const exitCodesHelp = `0    done
 4    a value that the flag does not support
 5    interrupted; or the cluster is not healthy (status --exit-code)
 6    reading or writing a file failed
-7    the key (get --must-exist) or the lease (lease keep-alive --once) does not exist
+7    the key (get --must-exist), lease (lease keep-alive --once) or directory does not exist
 10   permission denied
 128  bad arguments`
 

@@ -84,7 +84,7 @@ with a dash goes behind "--".`,
 {{program}} put --lease=694d81417acd4754 a b   # a goes when the lease ends
 {{program}} put -- -5 minus-five               # the key is "-5"`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			op, err := flags.op(args, func() (string, error) { return readValue(cmd.InOrStdin()) })
+			op, err := flags.op(args, func() (string, error) { return readValue(cmd, "KEY") })
 			if err != nil {
 				return err
 			}
@@ -101,8 +101,8 @@ with a dash goes behind "--".`,
 	return cmd
 }
 
-func readValue(r io.Reader) (string, error) {
-	b, err := io.ReadAll(r)
+func readValue(cmd *cobra.Command, key string) (string, error) {
+	b, err := io.ReadAll(cmd.InOrStdin())
 	if err != nil {
 		return "", &failure{code: exitIO, err: fmt.Errorf("reading the value: %w", err)}
 	}
@@ -110,8 +110,8 @@ func readValue(r io.Reader) (string, error) {
 		// An empty pipe is more often a command that failed than a wish.
 		return "", &failure{
 			code: exitBadArgs,
-			err:  fmt.Errorf("put command needs 1 argument and input from stdin or 2 arguments"),
-			hint: `To store an empty value, say so: put KEY ""`,
+			err:  fmt.Errorf("%s command needs 1 argument and input from stdin or 2 arguments", cmd.Name()),
+			hint: fmt.Sprintf(`To store an empty value, say so: %s %s ""`, cmd.Name(), key),
 		}
 	}
 	return string(b), nil
