@@ -38,9 +38,10 @@ func TestNodeClient(t *testing.T) {
 	runForeign(t, node, filepath.Join(dir, "client.js"))
 }
 
+const python = "/usr/bin/python3" // Debian's, which has Debian's packages
+
 func TestPythonClient(t *testing.T) {
 	needClients(t)
-	const python = "/usr/bin/python3" // Debian's, which has Debian's packages
 	if err := exec.Command(python, "-c", "import grpc, google.protobuf").Run(); err != nil {
 		t.Skip("grpcio is not installed: apt-get install python3-grpcio")
 	}
