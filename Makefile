@@ -44,6 +44,8 @@ compat: ## unmodified clients of several versions, and the answers of a real etc
 	@command -v etcd >/dev/null || { echo "installing Debian's etcd-server, the last that has the v2 API"; apt-get update -q && apt-get install -qy etcd-server; }
 	@command -v npm >/dev/null || echo "not tested: Node's client, since there is no npm"
 	@/usr/bin/python3 -c 'import grpc' 2>/dev/null || echo "not tested: Python's client: apt-get install python3-grpcio"
+	@/usr/bin/python3 -c 'import etcd' 2>/dev/null || echo "not tested: Python's client of v2: apt-get install python3-etcd"
+	@command -v patroni >/dev/null || echo "not tested: Patroni: apt-get install patroni postgresql"
 	KVORUM_COMPAT=1 $(GO) test -count=1 ./test/compat ./ctl
 
 crash: ## real processes, killed for a while

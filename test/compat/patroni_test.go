@@ -2,7 +2,6 @@ package compat
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -51,9 +50,7 @@ func TestPatroni(t *testing.T) {
 			first, second := c.start("p1"), c.start("p2")
 			primary, standby := c.elect(first, second)
 			c.sql(primary, "create table kept as select generate_series(1, 1000) as n")
-			if n := c.replicas(primary); n != 1 {
-				t.Errorf("%d replicas", n)
-			}
+			c.await(primary, "select count(*) = 1 from pg_stat_replication where replay_lsn >= pg_current_wal_lsn()")
 			primary.kill()
 			if next, _ := c.elect(standby); next != standby {
 				t.Fatal("nobody took over")
@@ -61,9 +58,7 @@ func TestPatroni(t *testing.T) {
 			if got := c.sql(standby, "select count(*) from kept"); got != "1000" {
 				t.Errorf("%s rows are left", got)
 			}
-			for c.sql(standby, "select pg_is_in_recovery()") == "t" { // its promotion is under way
-				time.Sleep(100 * time.Millisecond)
-			}
+			c.await(standby, "select not pg_is_in_recovery()") // its promotion is under way
 			c.sql(standby, "insert into kept values (0)")
 		})
 	}
@@ -213,20 +208,14 @@ func (d *database) answers(path string) int {
 	return r.StatusCode
 }
 
-// replicas is how many follow a primary, by its own word.
-func (c *databases) replicas(primary *database) int {
-	r, err := http.Get("http://" + primary.rest + "/cluster")
-	want(c.t, err)
-	defer r.Body.Close()
-	var cluster struct{ Members []struct{ Role, State string } }
-	want(c.t, json.NewDecoder(r.Body).Decode(&cluster))
-	n := 0
-	for _, m := range cluster.Members {
-		if m.Role == "replica" && (m.State == "running" || m.State == "streaming") {
-			n++
+// await returns once a question is answered by yes.
+func (c *databases) await(d *database, question string) {
+	c.t.Helper()
+	for ctx := deadline(c.t); c.sql(d, question) != "t"; time.Sleep(100 * time.Millisecond) {
+		if ctx.Err() != nil {
+			c.t.Fatalf("not in time: %s", question)
 		}
 	}
-	return n
 }
 
 func (c *databases) sql(d *database, statement string) string {
