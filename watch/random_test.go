@@ -157,7 +157,7 @@ func testRandom(t *testing.T, r *rand.Rand) {
 	for range 1 + r.IntN(8) {
 		l := &listener{world: w, stream: w.hub.Open(), watchers: map[int64]*watcher{}, by: rand.New(rand.NewPCG(r.Uint64(), 2))}
 		asking := rand.New(rand.NewPCG(r.Uint64(), 3))
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 		listening.Go(func() { l.ask(ctx, asking) })
 		listening.Go(func() {
 			defer l.stream.Close()

@@ -91,9 +91,9 @@ func TestAQueueIsBounded(t *testing.T) {
 		s := newStore(t, Options{RecentBytes: recentBytes})
 		stream := s.hub.Open()
 		want(t, stream.Watch(t.Context(), everything(0)))
-		const puts = 20_000
-		for i := range puts {
-			s.apply(put("k", fmt.Sprint(i)))
+		const puts, each = 20_000, 100
+		for range puts / each {
+			s.apply(slices.Repeat([][]byte{put("k", "v")}, each)...)
 			if n := len(stream.mu.queue); n > usual.queueEvents || stream.mu.bytes > usual.queueBytes {
 				t.Fatalf("%d events of %d bytes wait", n, stream.mu.bytes)
 			}
