@@ -57,6 +57,7 @@ func checkAll(t *testing.T, c *clientv3.Client, acknowledged map[string]int64) {
 // TestFullDisk fills a small disk: the server ends with the reason, and has
 // everything acknowledged once there is space.
 func TestFullDisk(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	mount := filepath.Dir(s.dir)
 	server := append([]string{kvorum}, s.flags("--snapshot-count=20")...)
@@ -100,11 +101,13 @@ func serving(t *testing.T, c *clientv3.Client) <-chan struct{} {
 // must end: what the failed sync should have kept may be gone, and the next
 // one would not say so.
 func TestFailedSync(t *testing.T) {
+	t.Parallel()
 	if err := exec.Command("strace", "-f", "-o", os.DevNull, "true").Run(); err != nil {
 		t.Skipf("strace cannot be run here: %v", err)
 	}
 	for _, call := range []string{"fdatasync", "fsync", "pwrite64"} {
 		t.Run(call, func(t *testing.T) {
+			t.Parallel()
 			s := newSite(t)
 			when := 30 + rand.IntN(50)
 			if call == "fsync" {
@@ -130,6 +133,7 @@ func TestFailedSync(t *testing.T) {
 
 // TestDirectoryOfAnother starts a server as a user who may not write there.
 func TestDirectoryOfAnother(t *testing.T) {
+	t.Parallel()
 	if os.Getuid() != 0 {
 		t.Skip("only root can become another user")
 	}
@@ -172,6 +176,7 @@ func throw(t *testing.T, addr, begin string, rng *rand.Rand) {
 
 // TestGarbageAtThePort sends what no client sends. The server lives on.
 func TestGarbageAtThePort(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	p := s.start(t)
 	c := s.client(t)

@@ -160,6 +160,7 @@ func largest(t *testing.T, pattern string) string {
 // TestFaultsAtStart starts a server where something is wrong. It must refuse,
 // say what and what to do in one line, and leave everything as it was.
 func TestFaultsAtStart(t *testing.T) {
+	t.Parallel()
 	var damaged []string
 	type fault struct {
 		name  string
