@@ -39,7 +39,7 @@ import (
 )
 
 // Transport carries messages to other members. Send must not wait and is
-// called by two goroutines. It may lose messages and reorder them, but never
+// called by several goroutines. It may lose messages and reorder them, but never
 // deliver one twice: a proposal that arrives twice would be executed twice. It
 // must not keep the slice; the messages never change.
 //
@@ -173,8 +173,9 @@ type Replica[R any] struct {
 	durable atomic.Uint64 // index that the machine holds durably
 	reads   atomic.Int64  // that wait
 
-	core *Core       // owned by the raft loop
-	loop raftLoop[R] // owned by the raft loop
+	deciding sync.Mutex // held, but while Run runs, by nobody; then by who works on these two
+	core     *Core
+	loop     raftLoop[R]
 
 	others   []*pb.Message // reused by the append loop
 	released uint64        // index up to which the append loop has released files
@@ -272,6 +273,7 @@ func open[R any](machine Machine[R], o Options[R], log *raftlog.Log, applied uin
 		}
 	}
 	r.durable.Store(at.Index)
+	r.deciding.Lock()
 
 	o.Core.ID, o.Core.Incarnation = o.ID, log.Incarnation()
 	o.Core.Storage, o.Core.Applied = log, at.Index
@@ -321,7 +323,7 @@ func (r *Replica[R]) ProposeAll(p Party[R], commands [][]byte) {
 	first := len(r.mu.in.proposals) == 1
 	r.mu.Unlock()
 	if first {
-		r.notify()
+		r.decide()
 	}
 }
 
@@ -399,7 +401,7 @@ func (r *Replica[R]) BarrierAll(p Party[R], n int) {
 	first := len(r.mu.in.barriers) == 1
 	r.mu.Unlock()
 	if first {
-		r.notify()
+		r.decide()
 	}
 }
 
@@ -443,16 +445,21 @@ func (r *Replica[R]) ReportSnapshot(id uint64, ok bool) {
 // submit changes the inbox and wakes the raft loop, unless the replica has
 // stopped.
 func (r *Replica[R]) submit(change func(*inbox[R])) bool {
-	r.mu.Lock()
-	closed := r.mu.closed
-	if !closed {
-		change(&r.mu.in)
-	}
-	r.mu.Unlock()
-	if !closed {
+	there := r.leave(change)
+	if there {
 		r.notify()
 	}
-	return !closed
+	return there
+}
+
+// leave changes the inbox, unless the replica has stopped.
+func (r *Replica[R]) leave(change func(*inbox[R])) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.mu.closed {
+		change(&r.mu.in)
+	}
+	return !r.mu.closed
 }
 
 func (r *Replica[R]) notify() {
@@ -460,6 +467,19 @@ func (r *Replica[R]) notify() {
 	case r.wake <- struct{}{}:
 	default: // it is awake
 	}
+}
+
+// decide looks at what waits in the inbox, or wakes the raft loop if somebody
+// works on the core already, who may have looked before. Waking takes longer than
+// most rounds do, and a put takes three of them.
+func (r *Replica[R]) decide() {
+	if !r.deciding.TryLock() {
+		r.notify()
+		return
+	}
+	r.round()
+	r.publish(false)
+	r.deciding.Unlock()
 }
 
 func (r *Replica[R]) waiter(p Party[R], size int, late *metric.Counter) *waiter[R] {

@@ -98,7 +98,8 @@ func (r *Replica[R]) stop() {
 	r.pending.failAll(fault.Stopped)
 }
 
-// The raft loop owns the core. It never waits for a disk or a machine.
+// The raft loop works on the core when time passes, and when others have found
+// somebody at work on it. Nobody does who waits for a disk or a machine.
 func (r *Replica[R]) raftLoop(ctx context.Context) {
 	defer r.appends.close()
 	defer r.applies.close()
@@ -112,12 +113,16 @@ func (r *Replica[R]) raftLoop(ctx context.Context) {
 	for ticked := true; ; {
 		r.round()
 		r.publish(ticked)
+		r.deciding.Unlock()
 		select {
 		case <-ctx.Done():
+			r.deciding.Lock()
 			return
 		case <-r.wake:
+			r.deciding.Lock()
 			ticked = false
 		case now := <-ticker.C:
+			r.deciding.Lock()
 			r.tick(now)
 			ticked = true
 		}
@@ -584,7 +589,9 @@ func (r *Replica[R]) wrote(jobs []*pb.Message) error {
 		clear(others)
 	}
 	r.others = others
-	r.submit(func(in *inbox[R]) { in.appended = append(in.appended, jobs...) })
+	if r.leave(func(in *inbox[R]) { in.appended = append(in.appended, jobs...) }) {
+		r.decide()
+	}
 
 	if durable := r.durable.Load(); durable != r.released {
 		r.released = durable
