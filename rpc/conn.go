@@ -54,6 +54,7 @@ type conn struct {
 	first    [1]byte // is read before an intake is borrowed, where only reading can wait
 	rests    bool    // waits for a client that has been silent
 	decoder  *hpack.Decoder
+	known    []knownBlock
 	head     *head        // of the last request
 	gathered []*gathering // that have not begun
 
@@ -233,6 +234,11 @@ func (c *conn) take(f http2.Frame) error {
 	case *http2.DataFrame:
 		return c.takeData(f)
 	case *http2.HeadersFrame:
+		if b, known := c.recall(f); known {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.takeHeaders(b)
+		}
 		c.in.block = block{open: true, stream: f.StreamID, end: f.StreamEnded(), fields: c.in.block.fields[:0]}
 		c.in.block.malformed = f.HasPriority() && f.Priority.StreamDep == f.StreamID
 		c.decoder.SetEmitEnabled(true)
@@ -301,7 +307,11 @@ func (c *conn) takeFragment(b []byte, last bool) error {
 	c.in.block.open = false
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.takeHeaders(&c.in.block)
+	if err := c.takeHeaders(&c.in.block); err != nil {
+		return err
+	}
+	c.remember(b, &c.in.block)
+	return nil
 }
 
 // takeHeaders makes a call of a whole header block. c.mu is held.
@@ -322,9 +332,12 @@ func (c *conn) takeHeaders(b *block) error {
 			"grpc: received headers larger than max (%d)", c.options.HeaderBytesMax), b.end)
 		return c.tired()
 	}
-	if c.head == nil {
+	switch {
+	case b.head != nil:
+		c.head = b.head
+	case c.head == nil:
 		c.head = c.server.heads.read(b.fields)
-	} else if !c.head.says(b.fields) {
+	case !c.head.says(b.fields):
 		c.head = readHead(b.fields)
 	}
 	h := c.head

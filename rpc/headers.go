@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"bytes"
 	"encoding/base64"
 	"fmt"
 	"math"
@@ -13,6 +14,7 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/net/http/httpguts"
+	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
@@ -39,6 +41,58 @@ type block struct {
 	pathSeen      bool
 	malformed     bool                // as far as can be known without the others
 	fields        []hpack.HeaderField // all others, in order
+	head          *head               // what they say; nil: it was not looked at
+}
+
+// knownBlock is a header block that refers to the tables of headers in all its
+// fields. As long as these do not change, the same bytes say the same again: most
+// requests of a client that sets no deadlines are told by the same ten bytes.
+type knownBlock struct {
+	bytes         []byte
+	path, timeout string
+	head          *head
+}
+
+// knownMax is how many of them a connection knows, and knownBytes how long they
+// are at most.
+const (
+	knownMax   = 4
+	knownBytes = 32
+)
+
+// refers tells whether a header block is nothing but references to the tables,
+// of a byte each, and so leaves these as they are.
+func refers(b []byte) bool {
+	const indexed, longer = 0x80, 0x7f
+	for _, c := range b {
+		if c&indexed == 0 || c&longer == longer {
+			return false
+		}
+	}
+	return true
+}
+
+// recall makes a block of one that came before in the same bytes.
+func (c *conn) recall(f *http2.HeadersFrame) (*block, bool) {
+	if !f.HeadersEnded() || f.HasPriority() {
+		return nil, false
+	}
+	for i := range c.known {
+		if k := &c.known[i]; bytes.Equal(k.bytes, f.HeaderBlockFragment()) {
+			return &block{stream: f.StreamID, end: f.StreamEnded(), path: k.path, pathSeen: true, timeout: k.timeout, fields: k.head.fields, head: k.head}, true
+		}
+	}
+	return nil, false
+}
+
+// remember is told of each block that was not recalled, and of its last piece.
+func (c *conn) remember(raw []byte, b *block) {
+	switch {
+	case len(raw) != b.bytes || !refers(raw):
+		c.known = c.known[:0] // the tables may have changed
+	case len(raw) <= knownBytes && len(c.known) < knownMax && b.pathSeen && !b.malformed && !b.tooLarge && c.head.says(b.fields):
+		c.known = append(c.known, knownBlock{bytes.Clone(raw), b.path, b.timeout, c.head})
+	}
 }
 
 // add takes in one field. It returns false when the headers have become larger

@@ -42,8 +42,17 @@ type gathering struct {
 	conn     *conn
 	calls    []*stream // nil: it was answered early
 
-	open atomic.Int64 // calls not answered yet
+	open  atomic.Int64 // calls not answered yet
+	state atomic.Int32
 }
+
+// The reader begins a party. What this waits for may be there at once, and then
+// the reader answers it itself.
+const (
+	beginning = iota
+	waits
+	ready
+)
 
 // party returns the gathering of calls which wait together that has not begun.
 // Only the reader calls it.
@@ -74,9 +83,19 @@ func (c *conn) beginParties() {
 		}
 		c.running.Add(1)
 		g.open.Store(int64(len(g.calls)))
-		g.party.Begin(g.early, func() { c.server.workers.start(g) })
+		g.party.Begin(g.early, g.all)
+		if !g.state.CompareAndSwap(beginning, waits) {
+			g.run(nil)
+		}
 	}
 	c.gathered = c.gathered[:0]
+}
+
+// all has everybody answered who is left.
+func (g *gathering) all() {
+	if !g.state.CompareAndSwap(beginning, ready) {
+		g.conn.server.workers.start(g)
+	}
 }
 
 // early has one call answered before the others.
