@@ -24,14 +24,14 @@ const module = "github.com/kvorum/kvorum"
 // Adding an arrow is a decision about the architecture: it belongs in
 // ARCHITECTURE.md in the same commit. Do not add one to make a build pass.
 const arrows = `
-fault    < state..., replica, peer, watch, leader, rpc, api..., node, listen, internal/gateway
-metric   < state..., replica..., wal, peer, watch, leader, rpc, api..., node, listen
+fault    < state..., replica, peer, watch, leader, rpc, api..., node, listen, internal/gateway, proxy...
+metric   < state..., replica..., wal, peer, watch, leader, rpc, api..., node, listen, proxy...
 internal/wire < state, api...
 internal/mutant < state..., replica..., wal, watch, leader
 internal/histogram < ctl/internal/load
-internal/lockpb     < api/internal/gate, api/internal/v3, internal/gateway
-internal/electionpb < api/internal/gate, api/internal/v3, internal/gateway
-internal/gateway < api
+internal/lockpb     < api/internal/gate, api/internal/v3, internal/gateway, proxy, proxy/internal/namespace
+internal/electionpb < api/internal/gate, api/internal/v3, internal/gateway, proxy, proxy/internal/namespace
+internal/gateway < api, proxy
 
 state/internal/table < state/internal/mvcc, state/internal/lease, state/internal/auth, state/internal/member, state/internal/alarm, state
 state/internal/ordered < state/internal/lease, state/internal/tree
@@ -50,8 +50,8 @@ peer                     < node
 watch                    < api..., node
 leader                   < node
 
-rpc    < api..., node
-listen < node, peer
+rpc    < api..., node, proxy
+listen < node, peer, proxy, proxy/internal/upstream
 api/internal/gate    < api...
 api/internal/v3      < api
 api/internal/v2      < api
@@ -62,6 +62,10 @@ api    < node
 config < node, dev, cmd/kvorum
 node   < dev, cmd/kvorum
 dev    < cmd/kvorum
+proxy/internal/upstream  < proxy
+proxy/internal/namespace < proxy, proxy/internal/merge
+proxy/internal/merge     < proxy
+proxy  < cmd/kvorum
 ctl    < cmd/kvorum
 ctl/internal/load < ctl
 `
@@ -82,6 +86,7 @@ var walls = []struct {
 		"api asks through the interfaces that node meets; how agreement is reached is not its business"},
 	{"watch", "go.etcd.io/raft/... google.golang.org/grpc... " + module + "/replica...", "a listener's place in history needs no network and no log"},
 	{"leader", "go.etcd.io/raft/... google.golang.org/grpc... " + module + "/replica...", "duties propose through a function they are given"},
+	{"proxy...", module + "/state... " + module + "/replica... " + module + "/node... " + module + "/api...", "a proxy is a client like any other, and asks no other way"},
 	{"ctl...", module + "/state... " + module + "/replica... " + module + "/node... " + module + "/api...", "the command line is a client like any other"},
 }
 

@@ -20,6 +20,9 @@ func main() {
 	called := strings.TrimSuffix(filepath.Base(os.Args[0]), ".exe")
 	switch called {
 	case "etcd":
+		if isEtcdCommand(os.Args[1:]) {
+			os.Exit(runEtcdCommand(os.Args[1:]))
+		}
 		os.Exit(serve(os.Args[1:], called))
 	case ctl.Etcdctl:
 		os.Exit(run(ctl.New(ctl.Etcdctl)))
@@ -39,7 +42,7 @@ func main() {
 		DisableFlagParsing: true,
 		Run:                func(_ *cobra.Command, args []string) { os.Exit(serve(args, "kvorum")) },
 	})
-	root.AddCommand(devCommand())
+	root.AddCommand(devCommand(), proxyCommand(), gatewayCommand())
 	os.Exit(run(root))
 }
 
