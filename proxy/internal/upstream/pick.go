@@ -48,7 +48,7 @@ type connected struct {
 func (builder) Build(info base.PickerBuildInfo) balancer.Picker {
 	p := new(picker)
 	for conn, about := range info.ReadySCs {
-		if m, ok := about.Address.BalancerAttributes.Value(memberKey{}).(*member); ok {
+		if m, ok := about.Address.Attributes.Value(memberKey{}).(*member); ok {
 			p.ready = append(p.ready, connected{m, conn})
 		}
 	}

@@ -251,7 +251,7 @@ func (u *Upstream) replace(given, found []string) resolver.State {
 		m.given.Store(i < len(given))
 		u.mu.members = append(u.mu.members, m)
 		state.Addresses = append(state.Addresses, resolver.Address{
-			Addr: address, BalancerAttributes: attributes.New(memberKey{}, m),
+			Addr: address, Attributes: attributes.New(memberKey{}, m),
 		})
 	}
 	for _, m := range former {
