@@ -24,11 +24,13 @@ const (
 	opRevoke
 	opExpire
 	opKeepAlive
+	opNode
 	opRange
 	opSerializable
 	kinds                    // those of clients end here
 	opCheckpoint kind = iota // of a leader
-	opAdd                    // of the members
+	opNodeExpire
+	opAdd // of the members
 	opRemove
 	opUpdate
 	opPromote
@@ -38,7 +40,7 @@ const (
 // commands says what the state calls what changes it.
 var commands = map[kind]state.Kind{
 	opPut: state.Put, opDelete: state.DeleteRange, opTxn: state.Txn, opCompact: state.Compact,
-	opGrant: state.LeaseGrant, opRevoke: state.LeaseRevoke, opExpire: state.LeaseExpire,
+	opNode: state.Hierarchy, opGrant: state.LeaseGrant, opRevoke: state.LeaseRevoke, opExpire: state.LeaseExpire,
 	opAdd: state.MemberAdd, opRemove: state.MemberRemove, opUpdate: state.MemberUpdate, opPromote: state.MemberPromote, opPublish: state.Publish,
 }
 
@@ -198,7 +200,11 @@ func (m *member) watch(o *op) {
 }
 
 func (o *op) encode() []byte {
-	b, err := state.Command{Kind: commands[o.kind], Term: state.Term(o.term), Principal: state.Principal{Revision: o.id}, Request: o.request}.Append(nil)
+	c := state.Command{Kind: commands[o.kind], Term: state.Term(o.term), Principal: state.Principal{Revision: o.id}, Request: o.request}
+	if q, ok := o.request.(nodeRequest); ok {
+		c.Encoded = q.Append(nil)
+	}
+	b, err := c.Append(nil)
 	if err != nil {
 		o.w.fail("encode %v: %v", o, err)
 	}
@@ -232,7 +238,7 @@ func (o *op) poll() bool {
 			}
 		})
 	default:
-		o.answer = text(outcome.Response, outcome.Refusal, int64(outcome.Revision))
+		o.answer = outcomeText(outcome)
 		o.seen, o.outcome = int64(outcome.Revision), outcome
 		if o.index == 0 {
 			w.fail("%v is answered, but in no log", o)
@@ -361,6 +367,9 @@ func (o *op) makeRequest() proto.Message {
 	switch o.kind {
 	case opPut:
 		q := put(w.key())
+		if w.nodes && r.IntN(6) == 0 {
+			q.Key = []byte(w.nodeKey())
+		}
 		if r.IntN(20) == 0 {
 			q.Value = append(q.Value, make([]byte, 200+r.IntN(3000))...) // larger than a batch, or a sector
 		}
@@ -420,6 +429,8 @@ func (o *op) makeRequest() proto.Message {
 			q.Failure = append(q.Failure, &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: w.key()}}})
 		}
 		return q
+	case opNode:
+		return o.makeNodeRequest()
 	case opGrant:
 		q := &pb.LeaseGrantRequest{ID: lease(), TTL: 1 + r.Int64N(10)}
 		if r.IntN(6) == 0 {

@@ -46,7 +46,7 @@ func judge(w *world) {
 		if answered && answer != o.answer {
 			w.fail("%v was answered with\n%s\nbut in its place of the log it is\n%s", o, o.answer, answer)
 		}
-		if m.revision != revision && m.revision != revision+1 && o.kind != opExpire {
+		if m.revision != revision && m.revision != revision+1 && o.kind != opExpire && o.kind != opNodeExpire {
 			w.fail("%v takes revision %d after %d", o, m.revision, revision)
 		}
 		if answered && int64(o.ret) < newestCall {

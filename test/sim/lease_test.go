@@ -173,11 +173,22 @@ func (h hands) Propose(ctx context.Context, command []byte) (state.Outcome, erro
 		_, size := binary.Uvarint(command[1:])
 		at = 1 + size
 	}
-	if state.Kind(command[at]) == state.LeaseCheckpoint {
+	switch state.Kind(command[at]) {
+	case state.LeaseCheckpoint:
 		o.kind, o.request = opCheckpoint, new(pb.LeaseCheckpointRequest)
+	case state.Hierarchy:
+		q := parseExpiry(command[at+3:])
+		o.kind, o.request = opNodeExpire, q
+		for _, d := range q.Due {
+			if d.At > int64(o.clock) {
+				w.fail("%v removes %v at %v of its clock", h.member, d, o.clock)
+			}
+		}
 	}
-	if err := proto.Unmarshal(command[at+3:], o.request); err != nil {
-		w.fail("%v: %v", o, err)
+	if o.kind != opNodeExpire {
+		if err := proto.Unmarshal(command[at+3:], o.request); err != nil {
+			w.fail("%v: %v", o, err)
+		}
 	}
 	numbered := binary.AppendUvarint(slices.Clone(command[:at+1]), o.id)
 	o.wait = h.step.Propose(append(numbered, command[at+2:]...))
@@ -219,11 +230,16 @@ func (m *member) leads(term uint64) {
 }
 
 func (m *member) serve() {
-	if m.duty.task != nil || m.holds == 0 || !m.w.leases {
+	if m.duty.task != nil || m.holds == 0 || !m.w.leases && !m.w.nodes {
 		return
 	}
 	term := m.holds
 	ctx, end := context.WithCancel(m.life)
+	m.call(func() {
+		if err := m.ends.Serve(ctx, term); err != nil && ctx.Err() == nil {
+			m.w.fail("%v: deadlines: %v", m, err)
+		}
+	})
 	m.call(func() {
 		if ctx.Err() == nil {
 			if err := m.leases.Serve(ctx, term); err != nil && ctx.Err() == nil {

@@ -46,6 +46,7 @@ type member struct {
 	state   *state.Machine
 	hub     *watch.Hub
 	leases  *leader.Leases
+	ends    *leader.Deadlines
 	hold    *leader.Office
 	holds   state.Term // in which it leads
 	duty    office
@@ -152,6 +153,7 @@ func (m *member) open() error {
 	m.leases = leader.NewLeases(leader.LeaseOptions{
 		Grace: w.election(), Checkpoint: w.checkpoint, Batch: w.ends, Time: hands{m},
 	}, m.hold, hands{m})
+	m.ends = leader.NewDeadlines(leader.DeadlineOptions{Batch: w.ends, Time: hands{m}}, hands{m})
 	v := m.state.View()
 	m.opened, m.told = v.Index, v
 	m.stale = 0
@@ -537,6 +539,7 @@ func (a machine) Apply(entries []replica.Entry) ([]state.Outcome, error) {
 	}
 	m.hub.Publish(outcomes, v.Revision)
 	m.leases.Observe(outcomes)
+	m.ends.Observe(before, v)
 	m.w.oracle.applied(m, entries, outcomes)
 	m.flush()
 	if v.Compacted != before.Compacted {

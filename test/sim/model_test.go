@@ -22,6 +22,7 @@ type model struct {
 	members             []*pb.Member // by id
 	removed             []uint64
 	leases              []*lease // by id
+	beside              map[string]beside
 }
 
 // lease is one that lives.
@@ -42,7 +43,7 @@ type versions struct {
 }
 
 func newModel(founders int) *model {
-	m := &model{revision: 1, compacted: -1}
+	m := &model{revision: 1, compacted: -1, beside: map[string]beside{}}
 	for id := uint64(1); id <= uint64(founders); id++ {
 		m.members = append(m.members, &pb.Member{ID: id, PeerURLs: []string{peerURL(id)}})
 	}
@@ -78,6 +79,7 @@ func (m *model) add(name string, kv *mvccpb.KeyValue) {
 	m.changes = append(m.changes, change{kv: kv, prev: m.get(name, m.at)})
 	m.keys[i].all = append(m.keys[i].all, kv)
 	m.changed = true
+	delete(m.beside, name)
 }
 
 // span calls visit for the keys in a range that lived at a revision.
@@ -231,6 +233,12 @@ func (m *model) do(q any) string {
 	var response any
 	var refusal *fault.Fault
 	switch q := q.(type) {
+	case nodeRequest:
+		answer := m.node(&q.HierarchyRequest)
+		if m.changed {
+			m.revision = m.at
+		}
+		return answer
 	case *pb.PutRequest:
 		if refusal = m.leased(q); refusal != nil {
 			break

@@ -38,6 +38,7 @@ func TestMutants(t *testing.T) {
 		{"ids are used twice", "20967: somebody comes back from the dead"},
 		{"a leader of the past counts", "17425: a paused leader ends leases that live"},
 		{"a deleted key stays on its lease", "a key ends with a lease that it does not hang on"},
+		{"a deadline of the past counts", "a node goes though its time was prolonged"},
 		{"deletion at the compacted revision", "18089: compaction removes the event of its own revision"},
 		{"clocks survive a deposition", "a leader ends leases by the clocks of an earlier reign"},
 		{"ends in any term", "17425: a paused leader ends leases that live"},

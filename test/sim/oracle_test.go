@@ -124,8 +124,8 @@ func (o *oracle) applied(m *member, entries []replica.Entry, outcomes []state.Ou
 		}
 		for i, out := range mine {
 			want := known.answers[i]
-			got := text(out.Response, out.Refusal, int64(out.Revision))
-			if out.Response == nil && out.Refusal == nil && !e.Wanted {
+			got := outcomeText(out)
+			if out.Response == nil && out.Change == nil && out.Refusal == nil && !e.Wanted {
 				// Nobody waits, so only the revision is there to be compared.
 				got, want = got[strings.LastIndex(got, "@"):], want[strings.LastIndex(want, "@"):]
 			}
@@ -170,12 +170,14 @@ func (o *oracle) commit(m *member, e replica.Entry) {
 			w.mark("end of a lease by a leader of the past")
 		} else if o.model.revision > before && (op.kind == opExpire || op.kind == opRevoke) {
 			w.mark("lease ends with its keys")
+		} else if o.model.revision > before && op.kind == opNodeExpire {
+			w.mark("node expired")
 		}
 		op.committed = answer
 		if op.term == 0 || op.term == e.Term {
 			o.leased(op, strings.HasPrefix(answer, fault.LeaseExists.Text) || strings.HasPrefix(answer, fault.LeaseNotFound.Text))
 		}
-		if o.model.revision > before+1 && op.kind != opExpire {
+		if o.model.revision > before+1 && op.kind != opExpire && op.kind != opNodeExpire {
 			w.fail("the model is wrong")
 		}
 		op.revision = o.model.revision
@@ -331,6 +333,7 @@ func (o *oracle) finish() {
 			w.fail("%v holds\n%s\nexpected\n%s", m, got, want)
 		}
 		o.leases(m)
+		o.deadlines(m)
 	}
 	for _, op := range w.history {
 		op.once()

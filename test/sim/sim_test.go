@@ -154,6 +154,7 @@ var sometimes = []string{
 	"message comes twice",
 	"message lost one way",
 	"message overtaken",
+	"node expired",
 	"power lost with operations under way",
 	"power lost: sector garbled",
 	"power lost: sector torn",

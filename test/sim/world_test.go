@@ -31,6 +31,7 @@ type setup struct {
 	plain       bool // operations on single keys only, which porcupine can judge
 	mix         [kinds]int
 	leases      bool
+	nodes       bool
 	checkpoint  time.Duration // what is left of a longer lease is written down so often
 	ends        int           // leases that end in one command
 
@@ -89,6 +90,9 @@ func newSetup(rng *rand.Rand) setup {
 	} else {
 		s.mix[opGrant] += 2
 		s.mix[opRevoke], s.mix[opExpire] = rng.IntN(3), rng.IntN(3)
+	}
+	if s.nodes = !s.plain && rng.IntN(2) > 0; !s.nodes {
+		s.mix[opNode] = 0
 	}
 	for _, f := range faults {
 		if rng.IntN(3) > 0 {
