@@ -12,6 +12,8 @@
 // how far a sweep is, nor on which values are in memory.
 // K3: a version is removed only when a newer one of its key is not above the
 // compacted revision, or when it is a deletion below it.
+// K4: a note is kept beside the version that it was written with, as long as
+// that, and changes nothing else. What it says is the caller's business.
 package mvcc
 
 import (
