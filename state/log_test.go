@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -492,6 +493,15 @@ func readersBesideWriter(t *testing.T, disk bool) {
 					q := r.read(int64(v.Revision))
 					asked = append(asked, question{q, ask(q)})
 				}
+				nodes := func() (string, state.Revision) {
+					n, at, err := v.Node("/", true)
+					if err != nil {
+						t.Error(err)
+					}
+					return fmt.Sprint(n), at
+				}
+				hierarchy, at := nodes()
+				told, toldErr := v.Changes(v.Revision)
 				hash, hashErr := v.HashKV(0)
 				for range 5 {
 					for _, x := range asked {
@@ -505,6 +515,14 @@ func readersBesideWriter(t *testing.T, disk bool) {
 							stable.Add(1)
 						}
 					}
+				}
+				if again, now := nodes(); now == at && again != hierarchy {
+					t.Errorf("nodes of view %d: %s, then %s", at, hierarchy, again)
+					return
+				}
+				if again, err := v.Changes(v.Revision); toldErr == nil && err == nil && !reflect.DeepEqual(again, told) {
+					t.Errorf("changes of view %d: %v, then %v", v.Revision, told, again)
+					return
 				}
 				again, err := v.HashKV(0)
 				if hashErr != nil || err != nil {
