@@ -178,7 +178,7 @@ const (
 )
 
 func sections(o options) []*section {
-	return []*section{bigSection(o), watchIdle(o), watchBehind(o), leaseExpiry(o), idleConnections(o), longPolls(o)}
+	return []*section{bigSection(o), watchIdle(o), watchBehind(o), leaseExpiry(o), idleConnections(o), flat(o), longPolls(o)}
 }
 
 func (s *section) group() string {

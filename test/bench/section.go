@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// A section takes both servers through steps, and tells figures of each.
+// A section takes both servers, or one alone, through steps, and tells figures
+// of each.
 type section struct {
 	Name    string   `json:"name"`
 	What    string   `json:"what"`
@@ -15,6 +16,7 @@ type section struct {
 
 	steps []step
 	v2    bool // etcd is the one that still has the v2 API
+	alone bool // only the first server goes through it
 }
 
 // step is done with one server at a time.
@@ -95,12 +97,16 @@ func (m measure) aiming(g goal) measure {
 // told of one is told of the other a few seconds later. With an error it leaves
 // what was found until then.
 func (s *section) compare(ctx context.Context, o options, products [2]product, dir string) error {
-	var houses [2]*household
-	var servers [2]*server
+	var houses []*household
+	var servers []*server
 	if s.v2 {
 		products = o.withV2(products)
 	}
-	for i, p := range products {
+	through := products[:]
+	if s.alone {
+		through = products[:1]
+	}
+	for _, p := range through {
 		if !o.tls {
 			p.secure = nil
 		}
@@ -109,13 +115,13 @@ func (s *section) compare(ctx context.Context, o options, products [2]product, d
 			return err
 		}
 		defer own.remove()
-		houses[i], servers[i] = newHousehold(o, own), own
+		houses, servers = append(houses, newHousehold(o, own)), append(servers, own)
 	}
 	for number, step := range s.steps {
 		from := len(s.Figures)
 		for place := range houses {
-			i := (place + number) % 2
-			if err := quiet(ctx, servers[:]...); err != nil {
+			i := (place + number) % len(houses)
+			if err := quiet(ctx, servers...); err != nil {
 				return err
 			}
 			measures, err := step(ctx, houses[i])

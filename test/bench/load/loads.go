@@ -187,6 +187,51 @@ func (p *putter) Judge(message []byte) error {
 	return nil
 }
 
+// Fill puts each key once, in an order that jumps about, many in a transaction:
+// a store that shall be large is so in minutes. Run it for as many Requests.
+type Fill struct {
+	Keys  Keys
+	Value int // bytes, default 256
+}
+
+const fillEach = 128 // puts to a transaction, as many as servers take by default
+
+// Requests is how many put all keys.
+func (l Fill) Requests() int64 { return int64((l.Keys.filled().Count + fillEach - 1) / fillEach) }
+
+func (l Fill) Caller(_, _ int, random *rand.Rand) Caller {
+	l.Keys = l.Keys.filled()
+	if l.Value == 0 {
+		l.Value = 256
+	}
+	return &filler{Fill: l, random: random}
+}
+
+type filler struct {
+	Fill
+	random *rand.Rand
+	key    []byte
+	asked  int // puts
+}
+
+func (f *filler) Ask(message []byte, turn uint64) (Method, []byte) {
+	f.asked = 0
+	for n := turn * fillEach; n < min((turn+1)*fillEach, f.Keys.Count); n++ {
+		f.key = f.Keys.append(f.key[:0], scatter(n, f.Keys.Count))
+		message = appendPutIn(message, f.key, valueOf(f.Value, f.random))
+		f.asked++
+	}
+	return KVTxn, message
+}
+
+func (f *filler) Judge(message []byte) error {
+	a, err := readTxn(message)
+	if err == nil && (!a.succeeded || a.responses != f.asked) {
+		err = fmt.Errorf("txn of %d puts answered succeeded %t with %d responses", f.asked, a.succeeded, a.responses)
+	}
+	return err
+}
+
 // Get reads single keys, all of which must exist.
 type Get struct {
 	Keys         Keys

@@ -99,11 +99,16 @@ func appendCompareAndPut(b, key, value []byte, modRevision int64) []byte {
 		b = protowire.AppendTag(b, 6, protowire.VarintType)
 		return protowire.AppendVarint(b, uint64(modRevision))
 	})
-	b = appendNested(b, 2, func(b []byte) []byte {
-		return appendNested(b, 2, func(b []byte) []byte { return appendPut(b, key, value) })
-	})
+	b = appendPutIn(b, key, value)
 	return appendNested(b, 3, func(b []byte) []byte {
 		return appendNested(b, 1, func(b []byte) []byte { return appendRange(b, rangeRequest{key: key}) })
+	})
+}
+
+// appendPutIn writes one more put into a transaction that compares nothing.
+func appendPutIn(b, key, value []byte) []byte {
+	return appendNested(b, 2, func(b []byte) []byte {
+		return appendNested(b, 2, func(b []byte) []byte { return appendPut(b, key, value) })
 	})
 }
 

@@ -37,6 +37,7 @@ func TestRequestsAreWhatTheGeneratedTypesRead(t *testing.T) {
 				CreateRequest: &etcdserverpb.WatchCreateRequest{Key: key, RangeEnd: value, StartRevision: 300},
 			}},
 		},
+		"txn of puts":        {appendPutIn(appendPutIn(nil, key, value), long, value), puts(key, value, long, value)},
 		"txn":                {appendCompareAndPut(nil, key, value, 77), compareAndPut(key, value, 77)},
 		"txn on missing key": {appendCompareAndPut(nil, key, value, 0), compareAndPut(key, value, 0)},
 		"txn on long key":    {appendCompareAndPut(nil, long, value, 1<<60), compareAndPut(long, value, 1<<60)},
@@ -58,6 +59,16 @@ func TestRequestsAreWhatTheGeneratedTypesRead(t *testing.T) {
 			}
 		})
 	}
+}
+
+// puts is a transaction of puts of keys and values.
+func puts(pairs ...[]byte) *etcdserverpb.TxnRequest {
+	r := &etcdserverpb.TxnRequest{}
+	for i := 0; i < len(pairs); i += 2 {
+		put := &etcdserverpb.PutRequest{Key: pairs[i], Value: pairs[i+1]}
+		r.Success = append(r.Success, &etcdserverpb.RequestOp{Request: &etcdserverpb.RequestOp_RequestPut{RequestPut: put}})
+	}
+	return r
 }
 
 func compareAndPut(key, value []byte, modRevision int64) *etcdserverpb.TxnRequest {
