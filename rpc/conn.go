@@ -53,7 +53,7 @@ type conn struct {
 	giveBack func()
 	first    [1]byte // is read before an intake is borrowed, where only reading can wait
 	rests    bool    // waits for a client that has been silent
-	decoder  *hpack.Decoder
+	decoder  hpack.Decoder
 	known    []knownBlock
 	head     *head        // of the last request
 	gathered []*gathering // that have not begun
@@ -115,7 +115,7 @@ func newConn(server *Server, nc net.Conn) *conn {
 	c.grantsLeft = o.GrantBytesMax
 	c.out.window, c.out.streamWindow, c.out.headerListMax = initialWindow, initialWindow, math.MaxUint32
 
-	c.decoder = hpack.NewDecoder(tableBytes, c.field)
+	c.decoder = *hpack.NewDecoder(tableBytes, c.field) // a part of c: small things that stay hold much of the heap
 	c.decoder.SetMaxStringLength(int(o.HeaderBytesMax))
 	return c
 }
