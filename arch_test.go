@@ -51,6 +51,7 @@ watch                    < api..., node
 leader                   < node
 
 rpc    < api..., node, proxy
+web    < api..., node
 listen < node, peer, proxy, proxy/internal/upstream
 api/internal/gate    < api...
 api/internal/v3      < api

@@ -23,6 +23,7 @@ import (
 	"github.com/kvorum/kvorum/api/internal/v3"
 	"github.com/kvorum/kvorum/internal/gateway"
 	"github.com/kvorum/kvorum/rpc"
+	"github.com/kvorum/kvorum/web"
 )
 
 // The versions that clients see. They choose what to ask for by them, and
@@ -231,22 +232,29 @@ func (r registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
 // HTTP returns the handler of all that is not gRPC on the client's port. The
 // gateway asks over conn, which leads to the server that Register was given:
 // its calls share the limits of all others.
-func (a *API) HTTP(conn grpc.ClientConnInterface) (http.Handler, error) {
+//
+// The second handler, if there is one, may answer plain requests in the first
+// one's place.
+func (a *API) HTTP(conn grpc.ClientConnInterface) (all http.Handler, plain web.Handler, err error) {
 	mux := http.NewServeMux()
 	ops.Register(mux, ops.Options{Versions: a.versions(), Pprof: a.options.Pprof}, a.gate, a.metrics, &a.options.Metrics.Health)
 	if !a.options.NoGateway {
 		// Bytes travel as base64 in JSON, and numbers as text.
 		h, err := gateway.New(conn, 2*int64(a.MessageBytesMax()))
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		mux.Handle("/v3/", h)
 	}
-	handler := http.Handler(mux)
-	if !a.options.NoV2 {
-		handler = v2.New(a.gate, a.backend, pb.NewClusterClient(conn), a.options.Metrics.NodesExpired).Guard(mux)
+	access := gateway.Access{Origins: a.options.Origins, Hosts: a.options.Hosts}
+	if a.options.NoV2 {
+		return access.Guard(mux), nil, nil
 	}
-	return gateway.Access{Origins: a.options.Origins, Hosts: a.options.Hosts}.Guard(handler), nil
+	keys := v2.New(a.gate, a.backend, pb.NewClusterClient(conn), a.options.Metrics.NodesExpired)
+	if access.Open() {
+		plain = keys
+	}
+	return access.Guard(keys.Guard(mux)), plain, nil
 }
 
 // Monitoring returns the handler of the separate port for metrics and probes.

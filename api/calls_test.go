@@ -163,7 +163,7 @@ func TestMonitoringHasItsOwnPort(t *testing.T) {
 			t.Errorf("%s: %d, want %d", path, got, want)
 		}
 	}
-	all, err := New(Options{Pprof: true, NoGateway: true}, m.sequencer).HTTP(m.conn)
+	all, _, err := New(Options{Pprof: true, NoGateway: true}, m.sequencer).HTTP(m.conn)
 	if err != nil {
 		t.Fatal(err)
 	}

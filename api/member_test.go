@@ -63,7 +63,7 @@ func newMember(t *testing.T, o Options) *member {
 	})
 	m.conn = dial(t, listener.Addr().String())
 
-	handler, err := m.api.HTTP(m.conn)
+	handler, _, err := m.api.HTTP(m.conn)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/kvorum/kvorum/peer"
 	"github.com/kvorum/kvorum/rpc"
 	"github.com/kvorum/kvorum/state"
+	"github.com/kvorum/kvorum/web"
 )
 
 // At shutdown leadership may take so long to be handed over, and calls in
@@ -373,7 +374,7 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 		return errors.Join(err, m.close())
 	}
 	defer inside.Close()
-	handler, err := a.HTTP(inside)
+	handler, plain, err := a.HTTP(inside)
 	if err != nil {
 		return errors.Join(err, m.close())
 	}
@@ -397,7 +398,7 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 		}
 	}
 
-	web := listen.HTTPServer(handler)
+	pages := listen.HTTPServer(handler)
 	d.lobby.open(peerHandler(m, a.Members(), s.InitialClusterToken))
 	monitoring := listen.HTTPServer(a.Monitoring())
 	serveHTTP := func(server *http.Server, l net.Listener) {
@@ -410,11 +411,23 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 	}
 	g.Go(func() error { return server.Serve(d.clients.GRPC()) })
 	g.Go(func() error { return server.Serve(pipe) })
-	if d.http == nil {
-		serveHTTP(web, d.clients.HTTP())
+	browsers := d.clients.HTTP()
+	if d.http != nil {
+		browsers.Close()
+		browsers = d.http
+	}
+	rest := listen.NewRest(browsers.Addr())
+	keys := web.New(web.Options{Handler: plain, Rest: rest.Give})
+	if plain == nil {
+		serveHTTP(pages, browsers)
 	} else {
-		serveHTTP(web, d.http)
-		d.clients.HTTP().Close()
+		serveHTTP(pages, rest)
+		g.Go(func() error {
+			if err := keys.Serve(browsers); err != nil {
+				return fmt.Errorf("serve plain HTTP: %w", err)
+			}
+			return nil
+		})
 	}
 	g.Go(d.lobby.wait)
 	if d.metrics != nil {
@@ -442,7 +455,8 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 	if errors.Is(context.Cause(ctx), ErrKilled) {
 		stopMember()
 		server.Stop()
-		for _, server := range []*http.Server{web, monitoring, d.lobby.server} {
+		keys.Close()
+		for _, server := range []*http.Server{pages, monitoring, d.lobby.server} {
 			server.Close()
 		}
 		return g.Wait()
@@ -465,7 +479,8 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 		server.GracefulStop()
 		close(gone)
 	}()
-	for _, server := range []*http.Server{web, monitoring, d.lobby.server} {
+	keys.Shutdown(drain)
+	for _, server := range []*http.Server{pages, monitoring, d.lobby.server} {
 		server.Shutdown(drain)
 	}
 	select {
@@ -475,7 +490,7 @@ func serve(ctx context.Context, s *config.Server, m *member, a *api.API, d *door
 		server.Stop()
 		<-gone
 	}
-	for _, server := range []*http.Server{web, monitoring, d.lobby.server} {
+	for _, server := range []*http.Server{pages, monitoring, d.lobby.server} {
 		server.Close()
 	}
 

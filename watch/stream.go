@@ -155,6 +155,7 @@ type Stream struct {
 		notices []notice
 		lost    []lost
 		full    bool           // the queue takes no events until it is taken
+		notify  func()         // nil, or called whenever wake is
 		head    state.Revision // all of interest up to here is in the queue, was taken or lost
 		asked   bool           // where all watchers are
 	}
@@ -267,7 +268,21 @@ func (s *Stream) end(err error) {
 	s.wakeUp()
 }
 
-func (s *Stream) wakeUp() { poke(s.wake) }
+// wakeUp is called with the stream locked.
+func (s *Stream) wakeUp() {
+	poke(s.wake)
+	if s.mu.notify != nil {
+		s.mu.notify()
+	}
+}
+
+// Notify has f called whenever there may be something for Try. f must not wait,
+// nor ask anything of the stream.
+func (s *Stream) Notify(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.notify = f
+}
 
 func poke(c chan struct{}) {
 	select {
@@ -457,23 +472,8 @@ func (s *Stream) loseAll(from, head state.Revision) {
 // ended, or a failure of the table.
 func (s *Stream) Next(ctx context.Context) (Message, error) {
 	for {
-		if m, ok, err := s.More(); ok || err != nil {
+		if m, ok, err := s.Try(ctx); ok || err != nil {
 			return m, err
-		}
-		if m, ok := s.report(); ok {
-			return m, nil
-		}
-		if err := s.catchUp(ctx); err != nil {
-			return Message{}, err
-		}
-		if len(s.ready) > 0 {
-			continue
-		}
-		switch news, err := s.take(); {
-		case err != nil:
-			return Message{}, err
-		case news || len(s.behind) > 0:
-			continue
 		}
 		var timer <-chan time.Time
 		if s.timer != nil {
@@ -485,6 +485,31 @@ func (s *Stream) Next(ctx context.Context) (Message, error) {
 			s.due = time.Time{}
 		case <-ctx.Done():
 			return Message{}, ctx.Err()
+		}
+	}
+}
+
+// Try returns what Next would, if there is something. It may rest while it reads
+// old history, and waits for nothing else.
+func (s *Stream) Try(ctx context.Context) (m Message, ok bool, err error) {
+	for {
+		if m, ok, err := s.More(); ok || err != nil {
+			return m, ok, err
+		}
+		if m, ok := s.report(); ok {
+			return m, true, nil
+		}
+		if err := s.catchUp(ctx); err != nil {
+			return Message{}, false, err
+		}
+		if len(s.ready) > 0 {
+			continue
+		}
+		switch news, err := s.take(); {
+		case err != nil:
+			return Message{}, false, err
+		case !news && len(s.behind) == 0:
+			return Message{}, false, nil
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package v2
 
 import (
+	"context"
 	"errors"
 	"io"
 	"math"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kvorum/kvorum/api/internal/gate"
 	"github.com/kvorum/kvorum/fault"
 	"github.com/kvorum/kvorum/state"
 )
@@ -29,18 +31,46 @@ func (h *Handler) keys(w http.ResponseWriter, r *http.Request, key string) {
 	if refused == nil {
 		q, refused = parse(r.Method, r.URL.RawQuery, r.Header.Get("Content-Type"), body)
 	}
-	if refused != nil {
-		h.refuse(w, refused)
-		return
-	}
 	key = path.Clean(key)
 	switch {
-	case r.Method != http.MethodGet && r.Method != http.MethodHead:
-		h.write(w, r, key, &q)
-	case q.wait && !q.quorum:
+	case refused != nil:
+		send(w, refused.reply())
+	case r.Method == http.MethodGet && q.wait && !q.quorum:
 		h.wait(w, r, key, &q)
 	default:
-		h.read(w, r, key, &q)
+		if a := h.do(r.Context(), r.Method, key, &q); r.Context().Err() == nil {
+			send(w, a)
+		}
+	}
+}
+
+// do does what is asked, but for waiting.
+func (h *Handler) do(ctx context.Context, method, key string, q *request) reply {
+	if method == http.MethodGet || method == http.MethodHead {
+		return h.read(ctx, key, q)
+	}
+	return h.write(ctx, method, key, q)
+}
+
+// reply is an answer about keys.
+type reply struct {
+	status int
+	index  state.Revision
+	agreed gate.Status // told of if something was asked of the store, and not refused
+	body   []byte
+}
+
+func send(w http.ResponseWriter, a reply) {
+	a.indexes(w.Header())
+	writeBody(w, a.status, a.body)
+}
+
+// indexes say what the answer is as of, and how far agreement is.
+func (a *reply) indexes(header http.Header) {
+	header["X-Etcd-Index"] = []string{strconv.FormatInt(int64(a.index), 10)}
+	if a.agreed.Term > 0 {
+		header["X-Raft-Index"] = []string{strconv.FormatUint(uint64(a.agreed.Committed), 10)}
+		header["X-Raft-Term"] = []string{strconv.FormatUint(uint64(a.agreed.Term), 10)}
 	}
 }
 
@@ -79,8 +109,7 @@ func readBody(r *http.Request) ([]byte, *refusal) {
 
 // read answers with a node as it is here, or, where the client wants to know of
 // all that was agreed on, with that.
-func (h *Handler) read(w http.ResponseWriter, r *http.Request, key string, q *request) {
-	ctx := r.Context()
+func (h *Handler) read(ctx context.Context, key string, q *request) reply {
 	err := h.gate.Enter(ctx, !q.quorum)
 	var view *state.View
 	if err == nil {
@@ -93,13 +122,12 @@ func (h *Handler) read(w http.ResponseWriter, r *http.Request, key string, q *re
 	}
 	h.counts.get.count(err)
 	if err != nil {
-		h.fail(w, r, err)
-		return
+		return failed(err)
 	}
 	hide(&node)
 	b := append(newBuffer(), `{"action":"get","node":`...)
 	b = encoder{now: time.Now()}.appendNode(b, &node, false)
-	h.answer(w, http.StatusOK, at, append(b, '}', '\n'))
+	return reply{http.StatusOK, at, h.gate.Status(), append(b, '}', '\n')}
 }
 
 // hide leaves out the hidden nodes below n, which itself is named by the client.
@@ -115,10 +143,11 @@ func hidden(path string) bool {
 	return strings.HasPrefix(path[strings.LastIndexByte(path, '/')+1:], "_")
 }
 
-// write has a change made, and answers with what it did.
-func (h *Handler) write(w http.ResponseWriter, r *http.Request, key string, q *request) {
-	ctx, now := r.Context(), time.Now()
-	change := changeOf(r.Method, key, q, now)
+// write has a change made, and answers with what it did. It is where a principal
+// would be known: until there are users, anybody may do everything.
+func (h *Handler) write(ctx context.Context, method, key string, q *request) reply {
+	now := time.Now()
+	change := changeOf(method, key, q, now)
 	err := h.gate.Enter(ctx, false)
 	var out state.Outcome
 	if err == nil {
@@ -126,22 +155,21 @@ func (h *Handler) write(w http.ResponseWriter, r *http.Request, key string, q *r
 	}
 	h.counts.of(change.Op).count(err)
 	if err != nil {
-		h.fail(w, r, err)
-		return
+		return failed(err)
 	}
-	status := http.StatusOK
-	if done := out.Change; done.Prev == nil && (done.Action == "set" || done.Action == "create") {
-		status = http.StatusCreated
+	done := out.Change
+	a := reply{status: http.StatusOK, index: done.Revision, agreed: h.gate.Status(), body: newBuffer()}
+	if done.Prev == nil && (done.Action == "set" || done.Action == "create") {
+		a.status = http.StatusCreated
 	}
-	b := newBuffer()
-	if q.noValueOnSuccess && !removes(out.Change.Action) {
-		b = append(b, `{"action":`...)
-		b = appendText(b, out.Change.Action)
-		b = append(b, '}', '\n')
+	if q.noValueOnSuccess && !removes(done.Action) {
+		a.body = append(a.body, `{"action":`...)
+		a.body = appendText(a.body, done.Action)
+		a.body = append(a.body, '}', '\n')
 	} else {
-		b = encoder{now: now}.appendChange(b, out.Change)
+		a.body = encoder{now: now}.appendChange(a.body, done)
 	}
-	h.answer(w, status, out.Change.Revision, b)
+	return a
 }
 
 // changeOf reads a request as the change that it asks for. What a change does
@@ -198,28 +226,8 @@ func removes(action string) bool {
 // newBuffer has room for most answers.
 func newBuffer() []byte { return make([]byte, 0, 512) }
 
-// answer sends what was asked for, as of an index.
-func (h *Handler) answer(w http.ResponseWriter, status int, at state.Revision, body []byte) {
-	h.raftHeaders(w.Header(), at)
-	writeBody(w, status, body)
-}
-
-// raftHeaders say what the answer is as of, and how far agreement is.
-func (h *Handler) raftHeaders(header http.Header, at state.Revision) {
-	s := h.gate.Status()
-	texts := [...]string{
-		strconv.FormatInt(int64(at), 10), strconv.FormatUint(uint64(s.Committed), 10), strconv.FormatUint(uint64(s.Term), 10),
-	}
-	header["X-Etcd-Index"] = texts[0:1:1]
-	header["X-Raft-Index"] = texts[1:2:2]
-	header["X-Raft-Term"] = texts[2:3:3]
-}
-
-// fail tells a client why its request has failed.
-func (h *Handler) fail(w http.ResponseWriter, r *http.Request, err error) {
-	if r.Context().Err() != nil {
-		return // nobody is there to be told
-	}
+// failed tells a client why its request has failed.
+func failed(err error) reply {
 	refused := &refusal{code: internal, cause: err.Error()}
 	var node *state.HierarchyError
 	switch known := fault.Of(err); {
@@ -228,10 +236,9 @@ func (h *Handler) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case known != nil:
 		refused.cause = known.Text
 	}
-	h.refuse(w, refused)
+	return refused.reply()
 }
 
-func (h *Handler) refuse(w http.ResponseWriter, refused *refusal) {
-	w.Header()["X-Etcd-Index"] = []string{strconv.FormatInt(int64(refused.index), 10)}
-	writeBody(w, refused.status(), refused.append(newBuffer()))
+func (r *refusal) reply() reply {
+	return reply{status: r.status(), index: r.index, body: r.append(newBuffer())}
 }

@@ -6,6 +6,7 @@
 //	request.go  what a client asks: parameters, and the order in which they are judged
 //	keys.go     /v2/keys: one request, one answer
 //	wait.go     long polls and streams: a request that waits for what happens
+//	plain.go    both without net/http, for requests that are plain
 //	json.go     nodes and changes as JSON, byte for byte
 //	refusal.go  error codes
 //	members.go  /v2/members and /v2/machines
@@ -69,6 +70,7 @@ type Handler struct {
 
 	counts counts
 	recent recent
+	date   date
 }
 
 // New returns a Handler. The members are changed by asking the services of v3:

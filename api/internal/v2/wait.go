@@ -1,6 +1,7 @@
 package v2
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"net/http"
@@ -9,15 +10,57 @@ import (
 	"time"
 
 	"github.com/kvorum/kvorum/state"
+	"github.com/kvorum/kvorum/watch"
 )
 
 // wait answers at once that it waits, and then with what happens: with the first
 // that the client wants to know of, or with everything where it wants a stream.
 func (h *Handler) wait(w http.ResponseWriter, r *http.Request, key string, q *request) {
 	ctx := r.Context()
-	if err := h.gate.Enter(ctx, true); err != nil {
-		h.fail(w, r, err)
+	waits, a := h.listen(ctx, key, q)
+	if waits == nil {
+		send(w, a)
 		return
+	}
+	defer waits.Close()
+	a.indexes(w.Header())
+	w.Header()["Content-Type"] = jsonType
+	w.WriteHeader(a.status)
+	flush := http.NewResponseController(w).Flush
+	if flush() != nil {
+		return
+	}
+	for {
+		m, err := waits.told.Next(ctx)
+		if err != nil {
+			return // the client finds an answer without an event, or the end of its stream
+		}
+		lines, done := waits.lines(nil, m)
+		for _, line := range lines {
+			if _, err := w.Write(line); err != nil {
+				return
+			}
+		}
+		if done || len(lines) > 0 && flush() != nil {
+			return
+		}
+	}
+}
+
+// waiter is a client that waits.
+type waiter struct {
+	h                 *Handler
+	told              *watch.Stream
+	key               string
+	recursive, stream bool
+	last              state.Revision // that was looked at
+}
+
+// listen returns a waiter and the answer that goes on with what it is told, or
+// nil and the answer that says why there is none.
+func (h *Handler) listen(ctx context.Context, key string, q *request) (*waiter, reply) {
+	if err := h.gate.Enter(ctx, true); err != nil {
+		return nil, failed(err)
 	}
 	view := h.backend.View()
 	from := view.Revision + 1
@@ -25,45 +68,48 @@ func (h *Handler) wait(w http.ResponseWriter, r *http.Request, key string, q *re
 		from = state.Revision(min(q.waitIndex, math.MaxInt64))
 	}
 	if oldest := view.OldestChanges(); from < oldest {
-		h.refuse(w, lacked(oldest, from, view.Revision))
-		return
+		return nil, lacked(oldest, from, view.Revision).reply()
+	}
+	w := &waiter{h: h, told: h.backend.Hub().Open(), key: key, recursive: q.recursive, stream: q.stream}
+	if err := w.told.Watch(ctx, watch.Request{Span: around(key), From: from}); err != nil {
+		w.told.Close()
+		return nil, failed(err)
 	}
 	h.counts.watchers.Add(1)
-	defer h.counts.watchers.Add(-1)
+	return w, reply{status: http.StatusOK, index: view.Revision, agreed: h.gate.Status()}
+}
 
-	header := w.Header()
-	h.raftHeaders(header, view.Revision)
-	header["Content-Type"] = jsonType
-	w.WriteHeader(http.StatusOK)
-	send := http.NewResponseController(w)
-	if send.Flush() != nil {
-		return
+// Close ends the wait.
+func (w *waiter) Close() {
+	w.told.Close()
+	w.h.counts.watchers.Add(-1)
+}
+
+// lines appends what a message has to say to the client, and tells whether that
+// was all it waits for, or all that there will be.
+func (w *waiter) lines(lines [][]byte, m watch.Message) (_ [][]byte, done bool) {
+	if m.Canceled {
+		return lines, true
 	}
-	last := state.Revision(0)
-	for e, err := range h.backend.Hub().Follow(ctx, around(key), from) {
-		if err != nil {
-			return // the client finds an answer without an event, or the end of its stream
-		}
-		if e.Revision == last || !within(key, string(e.Key)) {
+	for _, e := range m.Events {
+		if e.Revision == w.last || !within(w.key, e.Key) {
 			continue
 		}
-		last = e.Revision
-		happened, err := h.recent.at(h.backend.View(), e.Revision)
+		w.last = e.Revision
+		happened, err := w.h.recent.at(w.h.backend.View(), e.Revision)
 		if err != nil {
-			return
+			return lines, true
 		}
 		for i := range happened.changes {
-			if !concerns(&happened.changes[i], key, q.recursive) {
+			if !concerns(&happened.changes[i], w.key, w.recursive) {
 				continue
 			}
-			if _, err := w.Write(happened.lines[i]); err != nil || !q.stream {
-				return
-			}
-			if send.Flush() != nil {
-				return
+			if lines = append(lines, happened.lines[i]); !w.stream {
+				return lines, true
 			}
 		}
 	}
+	return lines, false
 }
 
 func lacked(oldest, asked, index state.Revision) *refusal {
@@ -80,9 +126,9 @@ func around(path string) state.Span {
 }
 
 // within tells whether a key is that of a node or lies below it.
-func within(path, key string) bool {
-	rest, ok := strings.CutPrefix(key, strings.TrimSuffix(path, "/"))
-	return ok && (rest == "" || rest[0] == '/')
+func within[S string | []byte](path string, key S) bool {
+	path = strings.TrimSuffix(path, "/")
+	return len(key) >= len(path) && string(key[:len(path)]) == path && (len(key) == len(path) || key[len(path)] == '/')
 }
 
 // concerns tells whether a change is told to those who watch a path, when keys
