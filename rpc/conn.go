@@ -555,7 +555,8 @@ func (c *conn) answerNow(s *stream, f *Fast, in []byte) bool {
 		party = g.party
 	}
 	c.mu.Unlock()
-	answer, then, err := f.Now(s, party, in, append(c.in.scratch.b[:0], make([]byte, prefixBytes)...))
+	c.in.scratch.b = append(c.in.scratch.b[:0], make([]byte, prefixBytes)...)
+	answer, then, err := f.Now(s, party, in, c.in.scratch.b)
 	if then == Answered && err == nil {
 		c.in.scratch.b = answer
 		err = s.prefix(answer)

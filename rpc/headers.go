@@ -79,7 +79,8 @@ func (c *conn) recall(f *http2.HeadersFrame) (*block, bool) {
 	}
 	for i := range c.known {
 		if k := &c.known[i]; bytes.Equal(k.bytes, f.HeaderBlockFragment()) {
-			return &block{stream: f.StreamID, end: f.StreamEnded(), path: k.path, pathSeen: true, timeout: k.timeout, fields: k.head.fields, head: k.head}, true
+			c.in.recalled = block{stream: f.StreamID, end: f.StreamEnded(), path: k.path, pathSeen: true, timeout: k.timeout, fields: k.head.fields, head: k.head}
+			return &c.in.recalled, true
 		}
 	}
 	return nil, false

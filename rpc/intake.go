@@ -13,12 +13,13 @@ const readBytes = 32 << 10
 // intake is what it takes to read frames. Connections have one only while
 // there is something to read: most of them are idle, and they are many.
 type intake struct {
-	c       *conn
-	framer  *http2.Framer
-	block   block // of headers
-	buf     [readBytes]byte
-	at, end int    // buf[at:end] is unread
-	scratch buffer // the answer that is made on the reader
+	c        *conn
+	framer   *http2.Framer
+	block    block // of headers
+	recalled block // of headers that came before
+	buf      [readBytes]byte
+	at, end  int    // buf[at:end] is unread
+	scratch  buffer // the answer that is made on the reader
 }
 
 var intakes = sync.Pool{New: func() any {

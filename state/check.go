@@ -58,11 +58,23 @@ func CheckTxn(q *pb.TxnRequest, maxOps int) error {
 		return err
 	}
 	for _, branch := range [][]*pb.RequestOp{q.Success, q.Failure} {
+		if single(branch) {
+			continue // it is in nobody's way
+		}
 		if _, err := writesOf(branch); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// single tells whether a branch is one operation, and no transaction.
+func single(ops []*pb.RequestOp) bool {
+	if len(ops) != 1 {
+		return false
+	}
+	_, nested := ops[0].Request.(*pb.RequestOp_RequestTxn)
+	return !nested
 }
 
 func checkTxnOps(q *pb.TxnRequest, maxOps int) error {
@@ -141,10 +153,8 @@ func writesOf(ops []*pb.RequestOp) (writes, error) {
 	if len(ops) == 0 {
 		return w, nil
 	}
-	if len(ops) == 1 {
-		if _, nested := ops[0].Request.(*pb.RequestOp_RequestTxn); !nested {
-			return w.add(ops[0])
-		}
+	if single(ops) {
+		return w.add(ops[0])
 	}
 	for _, op := range ops {
 		if d, ok := op.Request.(*pb.RequestOp_RequestDeleteRange); ok {
