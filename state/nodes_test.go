@@ -396,6 +396,31 @@ func TestChangesAreKept(t *testing.T) {
 	}
 }
 
+// TestTooDeep has a key that is deeper than any path: nobody is to walk there.
+func TestTooDeep(t *testing.T) {
+	b := newBed(t, false)
+	deep := strings.Repeat("/a", 500_000)
+	b.apply(t, state.Command{Kind: state.Put, Request: &pb.PutRequest{Key: []byte(deep)}})
+	q := state.HierarchyRequest{Op: state.NodeSet, Path: deep}
+	if o := b.apply(t, state.Command{Kind: state.Hierarchy, Encoded: q.Append(nil)})[0]; o.Refusal != fault.Malformed {
+		t.Fatal(o.Refusal)
+	}
+	if _, _, err := b.View().Node(deep, false); err == nil {
+		t.Fatal("found")
+	}
+	if told, err := b.View().Changes(2); len(told) != 0 || err != nil {
+		t.Fatal(told, err)
+	}
+	n, _, err := b.View().Node("/", true)
+	levels := 0
+	for ; len(n.Nodes) > 0; n = n.Nodes[0] {
+		levels++
+	}
+	if err != nil || levels < 2000 || levels > 4000 {
+		t.Fatalf("%d levels, %v", levels, err)
+	}
+}
+
 // TestNotesCount wants members to differ in their hashes if they differ in
 // what is kept beside a pair alone.
 func TestNotesCount(t *testing.T) {

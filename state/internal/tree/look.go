@@ -142,6 +142,9 @@ func oldest(keys mvcc.View, path string) mvcc.Revision {
 // Get returns the node at a path. A directory comes with its children, or with
 // all that is below it, in the order of their paths.
 func Get(keys mvcc.View, path string, recursive bool) (Node, error) {
+	if !Valid(path) { // also one that is too deep to be walked
+		return Node{}, refuse(keys, KeyNotFound, path)
+	}
 	f, err := find(keys, path)
 	if err != nil {
 		return Node{}, err
