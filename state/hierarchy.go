@@ -1,6 +1,7 @@
 package state
 
 import (
+	"errors"
 	"iter"
 
 	"github.com/kvorum/kvorum/fault"
@@ -74,14 +75,19 @@ func (v *View) OldestChanges() Revision {
 
 // Changes returns what a revision has changed, as those are told who watch
 // nodes: the change that a HierarchyRequest made, or those of all keys that were
-// written without one; nothing of a revision to come. It refuses with a *HierarchyError what is older than
-// OldestChanges, also if that happens meanwhile.
-func (v *View) Changes(at Revision) ([]NodeChange, error) {
-	if at > v.Revision {
+// written without one; nothing of a revision to come. It refuses with a
+// *HierarchyError what is older than OldestChanges, also if that happens
+// meanwhile.
+func (v *View) Changes(at Revision) (changes []NodeChange, err error) {
+	switch {
+	case at > v.Revision:
 		return nil, nil
+	case at < v.OldestChanges():
+		err = mvcc.ErrOvertaken
+	default:
+		changes, err = tree.Told(v.keys, at)
 	}
-	changes, err := tree.Told(v.keys, at)
-	if at < v.OldestChanges() || err == mvcc.ErrOvertaken {
+	if errors.Is(err, mvcc.ErrOvertaken) {
 		return nil, &HierarchyError{Code: tree.EventsCleared, Index: v.Revision}
 	}
 	return changes, err

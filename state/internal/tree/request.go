@@ -1,8 +1,6 @@
 package tree
 
-import (
-	"encoding/binary"
-)
+import "encoding/binary"
 
 // Op says what a request does. The numbers are in logs: they never change.
 type Op byte
@@ -101,7 +99,7 @@ func Parse(b []byte) (Request, bool) {
 	}
 	q.Path, q.Value, q.PrevValue = r.text(), r.text(), r.text()
 	q.PrevIndex, q.Deadline = r.uvarint(), r.varint()
-	return q, !r.failed && len(r.rest) == 0 && Valid(q.Path)
+	return q, !r.failed && len(r.rest) == 0 && Valid(q.Path) && (q.Op != CreateInOrder || Valid(child(q.Path, "0")))
 }
 
 // reader reads what follows itself. Once it has failed it reads zeros.

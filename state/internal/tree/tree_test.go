@@ -72,6 +72,22 @@ func TestNoteBytes(t *testing.T) {
 	}
 }
 
+// TestDeepestDirectory wants what cannot hold a child to get none.
+func TestDeepestDirectory(t *testing.T) {
+	deepest := ""
+	for Valid(deepest + "/a") {
+		deepest += "/a"
+	}
+	for op, want := range map[Op]bool{Set: true, CreateInOrder: false} {
+		if _, ok := Parse((&Request{Op: op, Path: deepest}).Append(nil)); ok != want {
+			t.Errorf("operation %d at the deepest path: %v", op, ok)
+		}
+	}
+	if _, ok := Parse((&Request{Op: CreateInOrder}).Append(nil)); ok {
+		t.Error("created below no path")
+	}
+}
+
 func FuzzRequest(f *testing.F) {
 	f.Add([]byte("\x01\x00\x02/a\x01v\x00\x00\x00"))
 	f.Add([]byte("\x08\x00\x80\x01\x02/a\x02\x03/b/"))
