@@ -505,6 +505,7 @@ func (s *Stream) Try(ctx context.Context) (m Message, ok bool, err error) {
 		if len(s.ready) > 0 {
 			continue
 		}
+		s.forget() // history that was read, and concerns nobody
 		switch news, err := s.take(); {
 		case err != nil:
 			return Message{}, false, err
@@ -698,7 +699,8 @@ func (s *Stream) assemble(p *pending) (Message, error) {
 		size += len(e.Pair) + len(told.Previous)
 	}
 	if m.Events = s.events; !c.previous && p.floor <= t.began {
-		t.revision, s.story = m.Revision, t
+		t.revision = m.Revision
+		s.story = t
 	}
 	m.Revision = max(m.Revision, p.upto)
 	return m, nil

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kvorum/kvorum/fault"
+	"github.com/kvorum/kvorum/metric"
 	"github.com/kvorum/kvorum/state"
 	"github.com/kvorum/kvorum/test/leak"
 )
@@ -157,6 +158,9 @@ func TestManyHearTheSame(t *testing.T) {
 	m, ok := next(t, stream)
 	for ok {
 		told[m.ID] = len(m.Events)
+		if last := m.Events[len(m.Events)-1].Revision; m.Revision != last {
+			t.Errorf("%d is said to be at %d, and hears of %d", m.ID, m.Revision, last)
+		}
 		if m.Same {
 			same++
 		}
@@ -198,6 +202,33 @@ func TestReadersOfOldHistoryRest(t *testing.T) {
 	want(t, err)
 	if m.Events[0].Revision != 12 {
 		t.Errorf("after its rest it reads on at %d", m.Events[0].Revision)
+	}
+}
+
+// A piece of history may hold events for those alone who begin later. They are
+// not there any more when those are read for.
+func TestHistoryThatConcernsNobody(t *testing.T) {
+	pending := metric.NewGauge()
+	s := newStore(t, Options{RecentBytes: 1, Metrics: Metrics{Pending: pending}})
+	s.hub.limits.pieceRevisions = 2
+	for range 9 {
+		s.apply(put("k", "v"))
+	}
+	stream := s.hub.Open()
+	defer stream.Close()
+	want(t, stream.Watch(t.Context(), Request{Span: state.Span{Key: []byte("other")}, From: 2}))
+	want(t, stream.Watch(t.Context(), Request{Span: state.Span{Key: []byte("k")}, From: 8}))
+	var heard []state.Revision
+	for m, ok := next(t, stream); ok; m, ok = next(t, stream) {
+		for _, e := range m.Events {
+			heard = append(heard, e.Revision)
+		}
+	}
+	if !slices.Equal(heard, []state.Revision{8, 9, 10}) {
+		t.Errorf("heard of %d", heard)
+	}
+	if n := pending.Value(); n != 0 {
+		t.Errorf("%d events are waiting", n)
 	}
 }
 
