@@ -17,7 +17,7 @@ func watchMany(o options) comparison {
 	const conns, each = 10, 100
 	return comparison{
 		name: "watch-many", what: "1000 watchers of one key, events", conns: conns, streams: each,
-		goal: &goal{Of: ofRate, AtLeast: 3},
+		goal: &goal{Of: ofRate, AtLeast: 4},
 		measure: func(ctx context.Context, o options, s *server, l load.Options) (*load.Result, error) {
 			key := single.Key(0)
 			talks := load.Watch{Watchers: each, Span: func(int) ([]byte, []byte) { return key, nil }}
