@@ -59,7 +59,7 @@ type op struct {
 	term    uint64          // it is good for this term only; 0: for any
 	decided bool            // by a leader's clocks
 	clock   time.Duration   // what that had for the time then
-	clocks  []time.Duration // what everybody had when it was called
+	clocks  []time.Duration // what everybody had when it was called, or decided
 	life    *life           // of the lease that it is about, when it was called
 	dead    bool            // that was over
 	outcome state.Outcome

@@ -164,7 +164,7 @@ func (h hands) Propose(ctx context.Context, command []byte) (state.Outcome, erro
 	}
 	w := h.w
 	o := w.record(&client{w: w, id: 1001}, opExpire, h.member)
-	o.decided, o.clock, o.term = true, h.clock(), uint64(h.duty.term)
+	o.decided, o.clock, o.clocks, o.term = true, h.clock(), w.clocks(), uint64(h.duty.term)
 	o.request = new(pb.LeaseLeasesResponse)
 
 	// Its number stands where the revision of users would.
@@ -354,6 +354,7 @@ type life struct {
 	id, ttl  int64
 	promises []promise
 	longest  time.Duration // it has ended by then, if all is well
+	carried  time.Duration // when a leader last went on with what another had left of it
 	end      *op           // by the clock of a leader
 	gone     bool
 }
@@ -367,7 +368,8 @@ type promise struct {
 // early makes sure that a lease did not end before its time: not before the
 // clock of the one who ended it had gone on for long enough since each promise.
 // Clocks run fast and slow, but a term has one clock, and the clock of another
-// term began after all promises of those before it.
+// term began after all promises of those before it. Where it began with what
+// another clock had left, somebody's clock has to have gone on for so long.
 func (o *oracle) early(l *life) {
 	if l.end == nil {
 		return
@@ -377,7 +379,13 @@ func (o *oracle) early(l *life) {
 		if i >= len(p.clocks) {
 			continue // a member that is younger than the promise
 		}
-		if passed, ttl := l.end.clock-p.clocks[i], time.Duration(l.ttl)*time.Second; passed < ttl {
+		passed := l.end.clock - p.clocks[i]
+		if p.at < l.carried {
+			for j := range min(len(p.clocks), len(l.end.clocks)) {
+				passed = max(passed, l.end.clocks[j]-p.clocks[j])
+			}
+		}
+		if ttl := time.Duration(l.ttl) * time.Second; passed < ttl {
 			o.w.fail("lease %d of %v ended %v after %v, when it was granted or renewed: %v", l.id, ttl, passed, p.at, l.end)
 		}
 	}
@@ -433,11 +441,15 @@ func (o *oracle) reign(m *member) {
 	w := o.w
 	for one := range m.state.View().Leases() {
 		left := one.Granted
+		l := o.lives[int64(one.ID)]
 		if one.Remaining != 0 {
 			left = one.Remaining
 			w.mark("what was left of a lease carried over")
+			if l != nil {
+				l.carried = w.now
+			}
 		}
-		if l := o.lives[int64(one.ID)]; l != nil {
+		if l != nil {
 			l.longest = w.now + time.Duration(left)*time.Second + w.election()
 		}
 	}
