@@ -137,25 +137,24 @@ func (m *member) is(c condition) bool { return condition(m.condition.Load()) == 
 // by the text that nothing was done, and that they may ask again.
 var Nobody = status.Error(codes.Unavailable, "there is no connection available")
 
-// reads may be asked of another member when one did not answer.
-const reads = `{
-	"loadBalancingConfig": [{"kvorum_members": {}}],
-	"methodConfig": [{
-		"name": [
-			{"service": "etcdserverpb.KV", "method": "Range"},
-			{"service": "etcdserverpb.Lease", "method": "LeaseTimeToLive"},
-			{"service": "etcdserverpb.Lease", "method": "LeaseLeases"},
-			{"service": "etcdserverpb.Cluster", "method": "MemberList"},
-			{"service": "etcdserverpb.Maintenance", "method": "Status"},
-			{"service": "etcdserverpb.Maintenance", "method": "HashKV"},
-			{"service": "v3electionpb.Election", "method": "Leader"}
-		],
-		"retryPolicy": {
-			"maxAttempts": 4, "initialBackoff": "0.01s", "maxBackoff": "0.1s", "backoffMultiplier": 2,
-			"retryableStatusCodes": ["UNAVAILABLE"]
-		}
-	}]
-}`
+const roundRobin = `{"loadBalancingConfig": [{"kvorum_members": {}}]}`
+
+// reads may be asked of another member when one did not answer (U1).
+var reads = map[string]bool{
+	pb.KV_Range_FullMethodName:              true,
+	pb.Lease_LeaseTimeToLive_FullMethodName: true,
+	pb.Lease_LeaseLeases_FullMethodName:     true,
+	pb.Cluster_MemberList_FullMethodName:    true,
+	pb.Maintenance_Status_FullMethodName:    true,
+	pb.Maintenance_HashKV_FullMethodName:    true,
+}
+
+const (
+	readsMax    = 4               // times that a read is tried
+	readsFor    = 2 * time.Second // after so long it is not tried again
+	readsRest   = 10 * time.Millisecond
+	readsFactor = 3 // by which the rest grows
+)
 
 // New returns an Upstream that connects at once. The caller runs and closes it.
 func New(o Options) (*Upstream, error) {
@@ -176,7 +175,8 @@ func New(o Options) (*Upstream, error) {
 		grpc.WithNoProxy(),
 		grpc.WithIdleTimeout(0),
 		grpc.WithDisableServiceConfig(),
-		grpc.WithDefaultServiceConfig(reads),
+		grpc.WithDisableRetry(), // it would wrap what members say
+		grpc.WithDefaultServiceConfig(roundRobin),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
 			MinConnectTimeout: 3 * time.Second,
@@ -497,7 +497,19 @@ func (u *Upstream) Invoke(ctx context.Context, method string, args, reply any, o
 	if err := u.await(ctx); err != nil {
 		return err
 	}
-	return u.conn.Invoke(ctx, method, args, reply, opts...)
+	began, rest := time.Now(), readsRest
+	for tried := 1; ; tried++ {
+		err := u.conn.Invoke(ctx, method, args, reply, opts...)
+		if status.Code(err) != codes.Unavailable || !reads[method] || tried == readsMax || time.Since(began) > readsFor {
+			return err
+		}
+		select {
+		case <-time.After(rest):
+			rest *= readsFactor
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // NewStream begins a call to one member, and waits likewise.
