@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,7 +15,9 @@ import (
 
 	"github.com/cockroachdb/datadriven"
 	"github.com/kvorum/kvorum/ctl"
+	"github.com/kvorum/kvorum/proxy"
 	"github.com/kvorum/kvorum/test/compat/process"
+	"github.com/kvorum/kvorum/test/port"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/proto"
 )
@@ -57,6 +60,36 @@ func TestOwnEtcdctl(t *testing.T) {
 	runEtcdctl(t, "testdata/etcdctl/3.7", "3.7", self)
 }
 
+// What is behind a proxy answers as it does without.
+func TestEtcdctlThroughAProxy(t *testing.T) {
+	if rewriting() {
+		t.Skip("what etcdctl prints is recorded from etcdctl")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(envSelf, "1")
+	runEtcdctlAt(t, "testdata/etcdctl/3.7", "3.7", self, func(server *process.Server) string {
+		listening := make(chan net.Addr, 1)
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan error, 1)
+		go func() {
+			ended <- proxy.Run(ctx, proxy.Options{
+				Endpoints: []string{server.ClientAddr}, Listen: port.Free(t),
+				Listening: func(addr net.Addr) { listening <- addr },
+			})
+		}()
+		t.Cleanup(func() {
+			cancel()
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		})
+		return (<-listening).String()
+	})
+}
+
 // envSelf makes this test binary be the client in this tree.
 const envSelf = "KVORUM_COMPAT_SELF"
 
@@ -82,6 +115,13 @@ func etcdctl37(t *testing.T) string {
 // its first line holds the arguments, the others are standard input. <lease>
 // stands for the id of the lease that was granted last.
 func runEtcdctl(t *testing.T, script, version, path string) {
+	t.Helper()
+	runEtcdctlAt(t, script, version, path, func(s *process.Server) string { return s.ClientAddr })
+}
+
+// runEtcdctlAt has it talk to the address that at returns, behind which the
+// server is.
+func runEtcdctlAt(t *testing.T, script, version, path string, at func(*process.Server) string) {
 	if rewriting() && !process.Reference() {
 		t.Fatalf("answers are recorded from a real etcd: set %s", process.Env)
 	}
@@ -90,13 +130,14 @@ func runEtcdctl(t *testing.T, script, version, path string) {
 		t.Fatalf("%s is not etcdctl %s: %s (%v)", path, version, out, err)
 	}
 	server := process.Start(t, process.Options{})
+	endpoint := at(server)
 	lease := ""
 	datadriven.RunTest(t, script, func(t *testing.T, d *datadriven.TestData) string {
 		if d.Cmd != "run" {
 			d.Fatalf(t, "unknown command %q", d.Cmd)
 		}
 		line, stdin, _ := strings.Cut(d.Input, "\n")
-		cmd := etcdctl(path, append([]string{"--endpoints=" + server.ClientAddr}, arguments(strings.ReplaceAll(line, "<lease>", lease))...)...)
+		cmd := etcdctl(path, append([]string{"--endpoints=" + endpoint}, arguments(strings.ReplaceAll(line, "<lease>", lease))...)...)
 		var stdout, stderr bytes.Buffer
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(strings.ReplaceAll(stdin, "<empty>", "")), &stdout, &stderr
 		err := cmd.Run()
@@ -127,7 +168,7 @@ func runEtcdctl(t *testing.T, script, version, path string) {
 		if code := cmd.ProcessState.ExitCode(); code != 0 {
 			answer += fmt.Sprintf("exit code %d\n", code)
 		}
-		return normaliseCommand(answer, server)
+		return normaliseCommand(strings.ReplaceAll(answer, endpoint, server.ClientAddr), server)
 	})
 }
 
