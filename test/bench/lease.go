@@ -140,7 +140,7 @@ func idleConnections(o options) *section {
 			after, err := h.settled(ctx)
 			return []measure{
 				{name: "connections made and asked", unit: perSecond, value: float64(conns) / took.Seconds()},
-				{name: "memory for them", unit: bytesOf, value: float64(after - before)},
+				measure{name: "memory for them", unit: bytesOf, value: float64(after - before)}.aiming(goal{Of: ofOurs, AtMost: 100e6}),
 			}, err
 		},
 	}}
