@@ -19,10 +19,7 @@ const (
 // partial one that is as long as it will be, or 0 where that is not known.
 // Nothing is tolerated: what could be understood in two ways is foreign.
 func parse(b []byte, r *Request, takes func(path string) bool) (v verdict, size int) {
-	line, rest, ok := bytes.Cut(b, crlf)
-	if !ok {
-		line = b
-	}
+	line, rest, ok := cutLine(b)
 	method, target, version, v := requestLine(line, ok)
 	if v == foreign {
 		return foreign, 0
@@ -33,16 +30,18 @@ func parse(b []byte, r *Request, takes func(path string) bool) (v verdict, size 
 	if string(version) != "HTTP/1.1" {
 		return foreign, 0
 	}
-	p, query, _ := bytes.Cut(target, []byte("?"))
-	if !plain(p, isPath) || !plain(query, isQuery) || !takes(string(p)) || !clean(string(p)) {
+	if !plain(target, isQuery) {
 		return foreign, 0
 	}
-	*r = Request{Method: method, Path: string(p), Query: string(query)}
+	p, query, _ := strings.Cut(string(target), "?")
+	if !plain(target[:len(p)], isPath) || !takes(p) || !clean(p) {
+		return foreign, 0
+	}
+	*r = Request{Method: method, Path: p, Query: query}
 
 	hosts, length := 0, -1
 	for {
-		line, rest, ok = bytes.Cut(rest, crlf)
-		if !ok {
+		if line, rest, ok = cutLine(rest); !ok {
 			if bytes.IndexByte(line, '\n') >= 0 {
 				return foreign, 0
 			}
@@ -51,12 +50,22 @@ func parse(b []byte, r *Request, takes func(path string) bool) (v verdict, size 
 		if len(line) == 0 {
 			break
 		}
-		name, value, ok := bytes.Cut(line, []byte(":"))
-		if !ok || len(name) == 0 || !plain(name, isToken) || !plain(value, isValue) {
+		colon := bytes.IndexByte(line, ':')
+		if colon <= 0 || !plain(line[:colon], isToken) || !plain(line[colon+1:], isValue) {
 			return foreign, 0
 		}
-		value = bytes.Trim(value, " \t")
-		switch strings.ToLower(string(name)) {
+		value := bytes.Trim(line[colon+1:], " \t")
+		var name [longestName]byte
+		if colon > len(name) {
+			continue // nothing hangs on it
+		}
+		for i, c := range line[:colon] {
+			if 'A' <= c && c <= 'Z' {
+				c += 'a' - 'A'
+			}
+			name[i] = c
+		}
+		switch string(name[:colon]) {
 		case "host":
 			hosts++
 			if len(value) == 0 || !plain(value, isHost) {
@@ -98,7 +107,18 @@ func parse(b []byte, r *Request, takes func(path string) bool) (v verdict, size 
 	return whole, size
 }
 
-var crlf = []byte("\r\n")
+// longestName is the length of the longest name of a header that is looked at.
+const longestName = len("transfer-encoding")
+
+// cutLine cuts off a line that has come to its end. One that ends in another way
+// than it should, or has not ended, stays whole.
+func cutLine(b []byte) (line, rest []byte, ok bool) {
+	end := bytes.IndexByte(b, '\n')
+	if end < 1 || b[end-1] != '\r' {
+		return b, nil, false
+	}
+	return b[:end-1], b[end+1:], true
+}
 
 // requestLine takes a line apart, or its beginning where it is not complete.
 func requestLine(line []byte, complete bool) (method string, target, version []byte, v verdict) {

@@ -74,6 +74,8 @@ var requests = []struct {
 	{"GET /v2/keys/a#b HTTP/1.1\r\nHost: h\r\n\r\n", foreign},
 	{"GET  /v2/keys/a HTTP/1.1\r\nHost: h\r\n\r\n", foreign},
 	{"GET /v2/keys/a HTTP/1.1\nHost: h\n\n", foreign},
+	{"GET /v2/keys/a HTTP/1.1\r\nHost: h\n\r\n", foreign},
+	{"GET /v2/keys/a HTTP/1.1\r\nHost: h\r\nX: a\rb\r\n\r\n", foreign},
 	{"GET /v2/keys/a HTTP/1.1\r\n\r\n", foreign},
 	{"GET /v2/keys/a HTTP/1.1\r\nHost: h\r\nHost: h\r\n\r\n", foreign},
 	{"GET /v2/keys/a HTTP/1.1\r\nHost: h\r\n folded\r\n\r\n", foreign},
