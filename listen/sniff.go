@@ -215,8 +215,9 @@ func requestProtocol(block []byte) protocol {
 	}
 	d.SetMaxDynamicTableSize(0) // forget
 	d.SetMaxDynamicTableSize(tableBytes)
-	decoders.Put(d)
-	return d.found
+	found := d.found
+	decoders.Put(d) // it may be another's from here on
+	return found
 }
 
 const tableBytes = 4096 // of headers, as the caller must assume of us

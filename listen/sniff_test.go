@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/net/http2"
@@ -150,6 +151,25 @@ func TestAcknowledgementOfTheSniffersSettingsIsTakenOut(t *testing.T) {
 // FuzzSniffer holds that the verdict and what is replayed do not depend on
 // how the network cuts what a caller says, and that nothing a caller did not
 // say is ever replayed.
+// Callers that come together are not taken for each other.
+func TestSniffersDoNotMix(t *testing.T) {
+	blocks := map[protocol][]byte{grpcProtocol: block("application/grpc"), httpProtocol: block("text/plain")}
+	var callers sync.WaitGroup
+	for want, b := range blocks {
+		for range 4 {
+			callers.Go(func() {
+				for range 5000 {
+					if got := requestProtocol(b); got != want {
+						t.Errorf("taken for %d, is %d", got, want)
+						return
+					}
+				}
+			})
+		}
+	}
+	callers.Wait()
+}
+
 func FuzzSniffer(f *testing.F) {
 	c := newCaller()
 	c.fr.WritePing(false, [8]byte{1})
