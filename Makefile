@@ -30,7 +30,7 @@ test:
 	$(GO) test ./...
 
 race: ## the rooms where goroutines meet
-	$(GO) test -race -short -timeout 1h -tags invariants ./state/... ./replica/... ./wal ./listen ./rpc ./web ./watch ./leader ./api/... ./node
+	$(GO) test -race -short -timeout 1h -tags invariants ./state/... ./replica/... ./wal ./listen ./rpc ./web ./watch ./leader ./api/... ./node ./proxy/...
 
 fuzz: ## every fuzz target, FUZZTIME each: 30s, or 1000x for so many inputs
 	@$(GO) test -list '^Fuzz' ./... | awk '/^Fuzz/ {f[n++]=$$1} /^ok/ {for (i=0;i<n;i++) print $$2, f[i]; n=0}' | \

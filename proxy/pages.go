@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc/status"
 
+	"github.com/kvorum/kvorum/internal/gateway"
 	"github.com/kvorum/kvorum/metric"
 	"github.com/kvorum/kvorum/proxy/internal/merge"
 	"github.com/kvorum/kvorum/proxy/internal/namespace"
@@ -20,19 +21,21 @@ import (
 // pages answers HTTP on the proxy's port: the JSON of the v3 API, what the proxy
 // says of itself, and all else as a member answers it.
 func pages(up *upstream.Upstream, m *metrics, json http.Handler, ns namespace.Prefix, profiles bool) http.Handler {
-	mux := http.NewServeMux()
-	monitoring(mux, up, m)
-	mux.Handle("/v3/", json)
-	mux.Handle("/v2/", version2(up.HTTP(), ns))
-	mux.Handle("/version", up.HTTP())
+	own := http.NewServeMux()
+	monitoring(own, up, m)
+	own.Handle("/v3/", json)
 	if profiles {
-		mux.HandleFunc("/debug/pprof/", pprof.Index)
-		mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
-		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
-		mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+		own.HandleFunc("/debug/pprof/", pprof.Index)
+		own.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+		own.HandleFunc("/debug/pprof/profile", pprof.Profile)
+		own.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+		own.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	}
-	return mux
+	all := http.NewServeMux()
+	all.Handle("/", gateway.Access{}.Guard(own))
+	all.Handle("/v2/", version2(up.HTTP(), ns)) // which pages may ask, the member says
+	all.Handle("/version", up.HTTP())
+	return all
 }
 
 // monitoring registers what those want to know who watch over the proxy.

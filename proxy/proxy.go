@@ -288,7 +288,7 @@ func serve(ctx context.Context, o Options, up *upstream.Upstream, d *doors) erro
 	g.Go(func() error { up.Run(upCtx); return nil })
 	g.Go(func() error { return server.Serve(d.clients.GRPC()) })
 	g.Go(func() error { return server.Serve(pipe) })
-	web := listen.HTTPServer(gateway.Access{}.Guard(pages(up, counts, json, ns, o.Profiles)))
+	web := listen.HTTPServer(pages(up, counts, json, ns, o.Profiles))
 	monitors := http.NewServeMux()
 	monitoring(monitors, up, counts)
 	monitor := listen.HTTPServer(monitors)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -277,7 +279,7 @@ func TestLeasesLockAndLive(t *testing.T) {
 	ctx := t.Context()
 	// Sessions take turns; each keeps its lease alive meanwhile.
 	var turns sync.WaitGroup
-	inside := 0
+	var inside atomic.Int32
 	for range 8 {
 		c := client(t, addr)
 		turns.Go(func() {
@@ -292,10 +294,10 @@ func TestLeasesLockAndLive(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			if inside++; inside != 1 {
-				t.Errorf("%d at once", inside)
+			if n := inside.Add(1); n != 1 {
+				t.Errorf("%d at once", n)
 			}
-			inside--
+			inside.Add(-1)
 			if err := m.Unlock(ctx); err != nil {
 				t.Error(err)
 			}
@@ -304,6 +306,41 @@ func TestLeasesLockAndLive(t *testing.T) {
 	turns.Wait()
 	if _, err := client(t, addr).KeepAliveOnce(ctx, 12345); err == nil || err.Error() != "etcdserver: requested lease not found" {
 		t.Errorf("a lease that is not: %v", err)
+	}
+}
+
+// Who waits for a change by the v2 API is told of it when it happens.
+func TestLongPolls(t *testing.T) {
+	s := process.Start(t, process.Options{Flags: []string{"--enable-v2=true"}})
+	url := "http://" + run(t, proxy.Options{Endpoints: []string{s.ClientAddr}}) + "/v2/keys/a"
+	put := func(value string) {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPut, url+"?value="+value, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode >= 300 {
+			t.Fatalf("put: %s", resp.Status)
+		}
+	}
+	put("1")
+	resp, err := http.Get(url + "?wait=true&stream=true") // the head comes before there is anything to tell
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	changes := json.NewDecoder(resp.Body)
+	for _, value := range []string{"2", "3"} {
+		put(value)
+		var change struct{ Node struct{ Value string } }
+		if err := changes.Decode(&change); err != nil || change.Node.Value != value {
+			t.Fatalf("told %+v, %v", change, err)
+		}
 	}
 }
 
@@ -354,6 +391,16 @@ func TestAnswersPassAsTheyAre(t *testing.T) {
 	}
 	if code, text := get(t, "http://"+addr+"/version"); code != 200 || !strings.Contains(text, `"etcdserver":"3.`) {
 		t.Errorf("version: %d %s", code, text)
+	}
+	for _, path := range []string{"/version", "/health"} { // one door says it, not two
+		resp, err := http.Get("http://" + addr + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if allowed := resp.Header.Values("Access-Control-Allow-Origin"); len(allowed) != 1 {
+			t.Errorf("%s: Access-Control-Allow-Origin: %q", path, allowed)
+		}
 	}
 	if code, text := get(t, "http://"+addr+"/health"); code != 200 || text != `{"health":"true","reason":""}` {
 		t.Errorf("health: %d %s", code, text)

@@ -73,13 +73,8 @@ func (u *Upstream) HTTP() http.Handler {
 // RoundTrip asks the next member that is well, and others where one cannot be
 // reached (U1).
 func (h *httpWay) RoundTrip(r *http.Request) (*http.Response, error) {
-	var willing []*member
-	for _, m := range h.of.all() {
-		if m.is(well) {
-			willing = append(willing, m)
-		}
-	}
-	if len(willing) == 0 {
+	willing := h.of.willing()
+	if len(willing) == 0 || h.of.await(r.Context()) != nil {
 		return nil, errors.New(h.of.why())
 	}
 	body := r.Body
@@ -95,4 +90,22 @@ func (h *httpWay) RoundTrip(r *http.Request) (*http.Response, error) {
 			return resp, err
 		}
 	}
+}
+
+// willing returns the members that are well or, where none is, those that can
+// say themselves what they lack.
+func (u *Upstream) willing() (all []*member) {
+	var others []*member
+	for _, m := range u.all() {
+		switch {
+		case m.is(well):
+			all = append(all, m)
+		case m.given.Load() && !m.is(stranger):
+			others = append(others, m)
+		}
+	}
+	if len(all) == 0 {
+		return others
+	}
+	return all
 }
