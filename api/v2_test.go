@@ -13,6 +13,7 @@ import (
 
 	"github.com/kvorum/kvorum/fault"
 	"github.com/kvorum/kvorum/state"
+	"github.com/kvorum/kvorum/web"
 )
 
 // v2 sends one request to the v2 API and returns the answer's status and body.
@@ -238,4 +239,43 @@ func (m *member) v2json(t *testing.T, method, path, body string) (int, string) {
 		t.Fatal(err)
 	}
 	return resp.StatusCode, string(answer)
+}
+
+// A stream that begins far back is told piece by piece: history need not fit
+// into memory.
+func TestV2TellsHistoryInPieces(t *testing.T) {
+	m := newMember(t, Options{})
+	const changes, size = 12, 512 << 10
+	value := []byte(strings.Repeat("x", size))
+	for range changes {
+		if _, err := m.kv().Put(t.Context(), &pb.PutRequest{Key: []byte("/a"), Value: value}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, plain, err := m.api.HTTP(m.conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, wait := plain.Answer(t.Context(), &web.Request{Method: "GET", Path: "/v2/keys/a", Query: "wait=true&stream=true&waitIndex=2"}, nil)
+	if wait == nil {
+		t.Fatal("there is nothing to wait for")
+	}
+	defer wait.Close()
+	var all []byte
+	for {
+		piece, done := wait.Next(nil)
+		if done {
+			t.Fatal("the stream is over")
+		}
+		if len(piece) == 0 {
+			break
+		}
+		if len(piece) > 6*size { // a message of at least a megabyte, and each change with the value before
+			t.Errorf("a piece of %d bytes", len(piece))
+		}
+		all = append(all, piece...)
+	}
+	if told := strings.Count(string(all), `"action":"set"`); told != changes {
+		t.Errorf("%d changes were told, want %d", told, changes)
+	}
 }

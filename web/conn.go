@@ -15,7 +15,7 @@ type conn struct {
 	idle  atomic.Bool
 	first [idleBytes]byte // read while idle
 
-	wait atomic.Pointer[waiting] // what its client waits for
+	wait atomic.Pointer[waiting] // what its client waits for, while it does
 }
 
 // serve answers requests until the client leaves, or a request is for others:
@@ -29,7 +29,6 @@ func (c *conn) serve() (given bool) {
 		}
 		if w := c.wait.Load(); w != nil {
 			<-w.done // what it asks meanwhile has to wait as well
-			c.wait.Store(nil)
 			if w.broken {
 				return false
 			}
@@ -105,7 +104,6 @@ func (c *conn) answer(b *buffer, filled int) (over, given bool) {
 			return false, false
 		}
 		<-w.done
-		c.wait.Store(nil)
 		if w.broken {
 			return true, false
 		}
@@ -181,10 +179,14 @@ func (w *waiting) tell() {
 		if len(b.out) > 0 {
 			_, err = w.conn.net.Write(b.out)
 		}
+		more := len(b.out) > 0 // there may be
 		b.free()
 		if done || err != nil {
 			w.end(err != nil)
 			return
+		}
+		if more {
+			continue
 		}
 		if w.news.CompareAndSwap(telling, silent) {
 			return
@@ -197,9 +199,12 @@ func (w *waiting) tell() {
 func (w *waiting) end(broken bool) {
 	w.wait.Close()
 	w.wait, w.broken = nil, broken
+	w.conn.wait.Store(nil) // before the client may wait for something else
 	close(w.done)
-	if broken || w.conn.server.stopping.Load() {
+	if broken {
 		w.conn.net.Close()
+	} else if w.conn.server.stopping.Load() {
+		w.conn.closeIdle()
 	}
 }
 

@@ -40,8 +40,8 @@ type Wait interface {
 	// f returns at once.
 	Notify(f func())
 
-	// Next appends what there is to tell now, and tells whether that was all. It
-	// does not wait.
+	// Next appends some of what there is to tell now, and nothing only if there is
+	// no more of it; done: nor will there be. It does not wait.
 	Next(out []byte) (_ []byte, done bool)
 
 	// Close is called at the end, also if the client has gone.

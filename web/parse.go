@@ -39,7 +39,7 @@ func parse(b []byte, r *Request, takes func(path string) bool) (v verdict, size 
 	}
 	*r = Request{Method: method, Path: p, Query: query}
 
-	hosts, length := 0, -1
+	hosts, types, length := 0, 0, -1
 	for {
 		if line, rest, ok = cutLine(rest); !ok {
 			if bytes.IndexByte(line, '\n') >= 0 {
@@ -83,7 +83,7 @@ func parse(b []byte, r *Request, takes func(path string) bool) (v verdict, size 
 				length = 10*length + int(c-'0')
 			}
 		case "content-type":
-			if r.ContentType != "" {
+			if types++; types > 1 {
 				return foreign, 0
 			}
 			r.ContentType = string(value)

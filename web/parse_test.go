@@ -85,6 +85,7 @@ var requests = []struct {
 	{"PUT /v2/keys/a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n", foreign},
 	{"PUT /v2/keys/a HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n", foreign},
 	{"PUT /v2/keys/a HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", foreign},
+	{"PUT /v2/keys/a HTTP/1.1\r\nHost: h\r\nContent-Type:\r\nContent-Type: b/c\r\n\r\n", foreign},
 	{"PUT /v2/keys/a HTTP/1.1\r\nHost: h\r\nContent-Length: +1\r\n\r\na", foreign},
 	{"PUT /v2/keys/a HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999\r\n\r\n", foreign},
 	{"GET /v2/keys/a HTTP/1.1\r\nHost: h\r\nAuthorization: Basic x\r\n\r\n", foreign},

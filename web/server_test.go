@@ -121,17 +121,19 @@ func (w *wait) Notify(f func()) {
 	w.notify = f
 }
 
+// Next tells one line at a time.
 func (w *wait) Next(out []byte) ([]byte, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, line := range w.lines {
-		out = fmt.Appendf(out, "%x\r\n%s\r\n", len(line), line)
+	if len(w.lines) > 0 {
+		out = fmt.Appendf(out, "%x\r\n%s\r\n", len(w.lines[0]), w.lines[0])
+		w.lines = w.lines[1:]
 	}
-	w.lines = nil
-	if w.over {
+	over := w.over && len(w.lines) == 0
+	if over {
 		out = append(out, "0\r\n\r\n"...)
 	}
-	return out, w.over
+	return out, over
 }
 
 func (w *wait) Close() {
@@ -297,23 +299,32 @@ func TestWhoHangsUpIsForgotten(t *testing.T) {
 
 func TestShutdown(t *testing.T) {
 	b := newBed(t)
-	idle, waits := b.dial(t), b.dial(t)
+	idle, waited, waits := b.dial(t), b.dial(t), b.dial(t)
 	idle.send(request("GET", "/k/a", ""))
 	idle.want("plain: GET /k/a ")
-	waits.send(request("GET", "/k/a?wait", ""))
+	waited.send(request("GET", "/k/a?wait", ""))
+	told := waited.head().Body
+	b.wait(0).tell("news\n", true)
+	if all, err := io.ReadAll(told); string(all) != "news\n" {
+		t.Fatalf("%q (%v)", all, err)
+	}
+	waits.send(request("GET", "/k/a?wait", "") + request("GET", "/k/b", ""))
 	body := waits.head().Body
 	ended := make(chan struct{})
 	go func() {
 		b.Shutdown(context.Background())
 		close(ended)
 	}()
-	if _, err := idle.in.ReadByte(); !errors.Is(err, io.EOF) {
-		t.Errorf("an idle connection: %v", err)
+	for _, c := range []*client{idle, waited} {
+		if _, err := c.in.ReadByte(); !errors.Is(err, io.EOF) {
+			t.Errorf("an idle connection: %v", err)
+		}
 	}
-	b.wait(0).tell("last\n", true)
+	b.wait(1).tell("last\n", true)
 	if rest, err := io.ReadAll(body); string(rest) != "last\n" {
 		t.Errorf("one that waits: %q (%v)", rest, err)
 	}
+	waits.want("plain: GET /k/b ")
 	<-ended
 	if c, err := net.Dial("tcp", b.addr); err == nil {
 		c.Close()

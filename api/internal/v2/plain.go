@@ -95,7 +95,8 @@ type plainWaiter struct {
 // Notify has f called when there may be something to tell.
 func (w *plainWaiter) Notify(f func()) { w.told.Notify(f) }
 
-// Next appends what there is to tell.
+// Next appends what one message tells: all history at once may be more than fits
+// into memory.
 func (w *plainWaiter) Next(out []byte) ([]byte, bool) {
 	for {
 		m, ok, err := w.told.Try(w.ctx)
@@ -114,6 +115,9 @@ func (w *plainWaiter) Next(out []byte) ([]byte, bool) {
 		}
 		if done {
 			return append(out, "0\r\n\r\n"...), true
+		}
+		if len(lines) > 0 {
+			return out, false
 		}
 	}
 }
