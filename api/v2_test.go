@@ -241,6 +241,14 @@ func (m *member) v2json(t *testing.T, method, path, body string) (int, string) {
 	return resp.StatusCode, string(answer)
 }
 
+// What is refused for its depth has not filled the disk.
+func TestV2DeepPathsDoNotFillTheDisk(t *testing.T) {
+	m := newMember(t, Options{})
+	malformed := `{"errorCode":300,"message":"Raft Internal Error","cause":"kvorum: malformed request","index":0}`
+	m.wantV2(t, "PUT", "/v2/keys"+strings.Repeat("/a", 100_000), "value=1", 500, malformed)
+	m.wantV2(t, "PUT", "/v2/keys/a", "value=1", 201, `{"action":"set","node":{"key":"/a","value":"1","modifiedIndex":2,"createdIndex":2}}`)
+}
+
 // A stream that begins far back is told piece by piece: history need not fit
 // into memory.
 func TestV2TellsHistoryInPieces(t *testing.T) {

@@ -283,6 +283,9 @@ func (g *Gate) propose(ctx context.Context, kind state.Kind, req proto.Message) 
 // ProposeNode has a change of the hierarchy made true. What the state refuses
 // is a *state.HierarchyError.
 func (g *Gate) ProposeNode(ctx context.Context, q *state.HierarchyRequest) (state.Outcome, error) {
+	if !q.Valid() { // nor may it be counted what it would take: that fills any disk
+		return state.Outcome{}, fault.Malformed
+	}
 	const besideTexts = 40
 	start := time.Now()
 	encoded := q.Append(make([]byte, 0, besideTexts+len(q.Path)+len(q.Value)+len(q.PrevValue)))

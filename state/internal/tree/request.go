@@ -99,7 +99,12 @@ func Parse(b []byte) (Request, bool) {
 	}
 	q.Path, q.Value, q.PrevValue = r.text(), r.text(), r.text()
 	q.PrevIndex, q.Deadline = r.uvarint(), r.varint()
-	return q, !r.failed && len(r.rest) == 0 && Valid(q.Path) && (q.Op != CreateInOrder || Valid(child(q.Path, "0")))
+	return q, !r.failed && len(r.rest) == 0 && q.Valid()
+}
+
+// Valid tells whether the path is one that the operation can have.
+func (q *Request) Valid() bool {
+	return Valid(q.Path) && (q.Op != CreateInOrder || Valid(child(q.Path, "0")))
 }
 
 // reader reads what follows itself. Once it has failed it reads zeros.
