@@ -334,7 +334,7 @@ func (s *v2Script) normalise(answer string) string {
 	replace(lackedIndex, func(p []string) string { return "[" + s.relative(p[1]) + "/" + s.relative(p[2]) + "]" })
 	replace(secondsLeft, func(p []string) string {
 		// A slow machine may have used up some of many.
-		if n, err := strconv.ParseInt(p[1], 10, 64); err == nil && n > 5 {
+		if n, err := strconv.ParseInt(p[1], 10, 64); err == nil && n > 1 {
 			return fmt.Sprintf(`"ttl":%d`, (n+9)/10*10)
 		}
 		return p[0]
