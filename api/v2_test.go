@@ -241,6 +241,41 @@ func (m *member) v2json(t *testing.T, method, path, body string) (int, string) {
 	return resp.StatusCode, string(answer)
 }
 
+// Who waits is told all, also if it comes to listen when much has happened
+// since: only who begins is too late then.
+func TestV2ThoseWhoWaitMayFallBehind(t *testing.T) {
+	m := newMember(t, Options{})
+	_, plain, err := m.api.HTTP(m.conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, wait := plain.Answer(t.Context(), &web.Request{Method: "GET", Path: "/v2/keys/a", Query: "wait=true&stream=true"}, nil)
+	if wait == nil {
+		t.Fatal("there is nothing to wait for")
+	}
+	defer wait.Close()
+	const changes = state.ChangesKept + 200
+	for range changes {
+		if _, err := m.kv().Put(t.Context(), put("/a", "1")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	told := 0
+	for {
+		piece, done := wait.Next(nil)
+		told += strings.Count(string(piece), `"action":"set"`)
+		if done {
+			t.Fatalf("the stream is over after %d changes", told)
+		}
+		if len(piece) == 0 {
+			break
+		}
+	}
+	if told != changes {
+		t.Errorf("%d changes were told, want %d", told, changes)
+	}
+}
+
 // What is refused for its depth has not filled the disk.
 func TestV2DeepPathsDoNotFillTheDisk(t *testing.T) {
 	m := newMember(t, Options{})

@@ -40,8 +40,8 @@ const (
 // NodeRoot is the path of the directory that is always there.
 const NodeRoot = tree.Root
 
-// ChangesKept is of how many revisions Changes can tell, if they are not
-// compacted.
+// ChangesKept is with how many of the last revisions one may begin who wants to
+// be told of changes, if they are not compacted.
 const ChangesKept = 1000
 
 // ValidPath tells whether a path can be that of a node. It is clean then: it
@@ -68,7 +68,8 @@ func (v *View) Node(path string, recursive bool) (Node, Revision, error) {
 	return a.node, a.at, err
 }
 
-// OldestChanges returns the first revision of which Changes can tell.
+// OldestChanges returns the first revision with which one may begin who wants to
+// be told of changes. Who has begun is told, however far he falls behind.
 func (v *View) OldestChanges() Revision {
 	return max(v.Revision-ChangesKept+1, v.Compacted+1, 1)
 }
@@ -76,13 +77,12 @@ func (v *View) OldestChanges() Revision {
 // Changes returns what a revision has changed, as those are told who watch
 // nodes: the change that a HierarchyRequest made, or those of all keys that were
 // written without one; nothing of a revision to come. It refuses with a
-// *HierarchyError what is older than OldestChanges, also if that happens
-// meanwhile.
+// *HierarchyError what is compacted, also if that happens meanwhile.
 func (v *View) Changes(at Revision) (changes []NodeChange, err error) {
 	switch {
 	case at > v.Revision:
 		return nil, nil
-	case at < v.OldestChanges():
+	case at <= v.Compacted:
 		err = mvcc.ErrOvertaken
 	default:
 		changes, err = tree.Told(v.keys, at)
