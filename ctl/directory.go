@@ -14,7 +14,6 @@ import (
 	"path"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -313,7 +312,7 @@ func plural(n int, one, many string) string {
 func (a *app) mkCommand() *cobra.Command {
 	var (
 		directory, inOrder bool
-		ttl                time.Duration
+		ttl                int64
 	)
 	cmd := &cobra.Command{
 		Use:     "mk <path> [value]",
@@ -327,7 +326,7 @@ The path is printed.`,
 		Example: `
 {{program}} mk /config/app/colour blue
 {{program}} mk /services/web/                          # a directory
-{{program}} mk --ttl=30s /services/web/n1 10.0.0.1:80  # for 30 seconds
+{{program}} mk --ttl=30 /services/web/n1 10.0.0.1:80   # for 30 seconds
 {{program}} mk --in-order /queue "resize 1.jpg"        # under a name that comes after all others in /queue
 {{program}} mk /config/app/settings < settings.yaml`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -351,10 +350,10 @@ The path is printed.`,
 				form.Set("value", value)
 			}
 			if cmd.Flags().Changed("ttl") {
-				if ttl < time.Second || ttl%time.Second != 0 {
-					return badArgs("--ttl is whole seconds, and at least one")
+				if ttl <= 0 {
+					return badArgs("--ttl is a number of seconds, and more than none")
 				}
-				form.Set("ttl", strconv.Itoa(int(ttl.Seconds())))
+				form.Set("ttl", strconv.FormatInt(ttl, 10))
 			}
 			method, query := http.MethodPut, url.Values{"prevExist": {"false"}}
 			if inOrder {
@@ -369,7 +368,7 @@ The path is printed.`,
 	}
 	cmd.Flags().BoolVar(&directory, "dir", false, "make a directory, also where the path ends without a slash")
 	cmd.Flags().BoolVar(&inOrder, "in-order", false, "make a file in the directory <path>, with a name that comes after all others")
-	cmd.Flags().DurationVar(&ttl, "ttl", 0, "remove it after so long, unless it is written again")
+	cmd.Flags().Int64Var(&ttl, "ttl", 0, "seconds after which it goes, unless it is written again (default: never)")
 	return cmd
 }
 
