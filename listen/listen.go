@@ -118,6 +118,23 @@ func Listen(ctx context.Context, urls []url.URL, o Options) (*Listener, error) {
 	return l, nil
 }
 
+// Dial connects to the URL of an address: in clear text, or where it asks for TLS by
+// secured, which gets what net.Dial would.
+func Dial(ctx context.Context, address string, secured func(ctx context.Context, network, name string) (net.Conn, error)) (net.Conn, error) {
+	u, err := url.Parse(address)
+	if err != nil {
+		return nil, err
+	}
+	network, name, secure, err := Address(*u)
+	switch {
+	case err != nil:
+		return nil, err
+	case secure:
+		return secured(ctx, network, name)
+	}
+	return new(net.Dialer).DialContext(ctx, network, name)
+}
+
 // Address returns what to listen on, or to dial, for u: the host and port, or
 // for unix addresses host and path together as the name of a file, relative
 // to the working directory unless the host is empty.

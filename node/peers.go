@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/url"
 	"path/filepath"
 	"time"
 
@@ -146,20 +145,12 @@ func (m *member) takeSnapshot(message *raftpb.Message, _ string) error {
 // or under TLS.
 func peerDialer(credentials *listen.Credentials) func(context.Context, string) (net.Conn, error) {
 	return func(ctx context.Context, address string) (net.Conn, error) {
-		u, err := url.Parse(address)
-		if err != nil {
-			return nil, err
-		}
-		network, name, secure, err := listen.Address(*u)
-		switch {
-		case err != nil:
-			return nil, err
-		case !secure:
-			return new(net.Dialer).DialContext(ctx, network, name)
-		case credentials == nil:
-			return nil, fmt.Errorf("%s asks for TLS, but there is no certificate for members: give --peer-cert-file and --peer-key-file, or --peer-auto-tls", address)
-		}
-		return credentials.Dial(ctx, network, name)
+		return listen.Dial(ctx, address, func(ctx context.Context, network, name string) (net.Conn, error) {
+			if credentials == nil {
+				return nil, fmt.Errorf("%s asks for TLS, but there is no certificate for members: give --peer-cert-file and --peer-key-file, or --peer-auto-tls", address)
+			}
+			return credentials.Dial(ctx, network, name)
+		})
 	}
 }
 

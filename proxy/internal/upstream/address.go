@@ -55,19 +55,10 @@ func addresses(endpoints []string, secure bool) (all []string, err error) {
 }
 
 func dial(ctx context.Context, address, protocol string, secured Dialer) (net.Conn, error) {
-	u, err := url.Parse(address)
-	if err != nil {
-		return nil, err
-	}
-	network, name, secure, err := listen.Address(*u)
-	switch {
-	case err != nil:
-		return nil, err
-	case !secure:
-		var d net.Dialer
-		return d.DialContext(ctx, network, name)
-	case secured == nil:
-		return nil, fmt.Errorf("%s speaks TLS: --cacert names the authority to trust", address)
-	}
-	return secured(ctx, network, name, protocol)
+	return listen.Dial(ctx, address, func(ctx context.Context, network, name string) (net.Conn, error) {
+		if secured == nil {
+			return nil, fmt.Errorf("%s speaks TLS: --cacert names the authority to trust", address)
+		}
+		return secured(ctx, network, name, protocol)
+	})
 }
