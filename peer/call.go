@@ -27,10 +27,6 @@ var (
 	errAnswer = errors.New("peer: malformed answer")
 )
 
-// NotExecuted tells whether a call's error says that it never came to be
-// executed.
-func NotExecuted(err error) bool { return errors.Is(err, errUnreachable) }
-
 // Handle registers who answers calls of a method.
 func (p *Peers) Handle(method string, h Handler) {
 	if len(method) > textBytesMax {

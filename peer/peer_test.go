@@ -300,13 +300,13 @@ func TestCalls(t *testing.T) {
 	if _, err = b.p.Call(ctx, 1, "newer", nil); fault.Of(err) == nil || fault.Of(err).Code != fault.NotFound || err.Error() != "of tomorrow" {
 		t.Errorf("a refusal of tomorrow: %v", err)
 	}
-	if _, err = b.p.Call(ctx, 1, "fail", nil); err == nil || fault.Of(err) != nil || NotExecuted(err) {
+	if _, err = b.p.Call(ctx, 1, "fail", nil); err == nil || fault.Of(err) != nil || errors.Is(err, errUnreachable) {
 		t.Errorf("a failure: %v", err)
 	}
 	if _, err = b.p.Call(ctx, 1, "nonsense", nil); err == nil {
 		t.Error("a method that is not there answers")
 	}
-	if _, err = b.p.Call(ctx, 9, "echo", nil); !NotExecuted(err) {
+	if _, err = b.p.Call(ctx, 9, "echo", nil); !errors.Is(err, errUnreachable) {
 		t.Errorf("a call of nobody: %v", err)
 	}
 
@@ -357,14 +357,14 @@ func TestCalls(t *testing.T) {
 		<-gone
 		return nil, nil
 	})
-	if _, err = b.p.Call(ctx, 1, "leave", nil); !errors.Is(err, ErrLost) || NotExecuted(err) {
+	if _, err = b.p.Call(ctx, 1, "leave", nil); !errors.Is(err, ErrLost) || errors.Is(err, errUnreachable) {
 		t.Errorf("a call that was cut: %v", err)
 	}
 	close(gone)
 	a.stop()
 	eventually(t, "calls fail at once", func() bool {
 		_, err := b.p.Call(ctx, 1, "echo", nil)
-		return NotExecuted(err)
+		return errors.Is(err, errUnreachable)
 	})
 }
 

@@ -53,12 +53,6 @@ type Transport interface {
 // LogOptions say where the log lives.
 type LogOptions = raftlog.Options
 
-// Log is the log of a member, for those who run a Core themselves.
-type Log = raftlog.Log
-
-// OpenLog opens a log.
-func OpenLog(o LogOptions) (*Log, error) { return raftlog.Open(o) }
-
 // Options of a replica. ID and Log.WAL.Dir have no default.
 type Options[R any] struct {
 	ID        uint64

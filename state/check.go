@@ -114,30 +114,6 @@ func checkOp(op *pb.RequestOp, maxOps int) error {
 	return fault.KeyNotFound
 }
 
-// VisitTxn calls compare and op for every comparison and every range, put and
-// deletion of a transaction, in all branches, until one of them fails.
-func VisitTxn(q *pb.TxnRequest, compare func(*pb.Compare) error, op func(*pb.RequestOp) error) error {
-	for _, c := range q.GetCompare() {
-		if err := compare(c); err != nil {
-			return err
-		}
-	}
-	for _, branch := range [][]*pb.RequestOp{q.GetSuccess(), q.GetFailure()} {
-		for _, o := range branch {
-			var err error
-			if nested, ok := o.GetRequest().(*pb.RequestOp_RequestTxn); ok {
-				err = VisitTxn(nested.RequestTxn, compare, op)
-			} else {
-				err = op(o)
-			}
-			if err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
 // writes is what the operations of a branch put and delete.
 type writes struct {
 	puts    map[string]struct{}

@@ -44,11 +44,6 @@ const NodeRoot = tree.Root
 // be told of changes, if they are not compacted.
 const ChangesKept = 1000
 
-// ValidPath tells whether a path can be that of a node. It is clean then: it
-// begins with a slash, and no segment is empty, a dot or two. Some clean paths
-// are too deep.
-func ValidPath(path string) bool { return tree.Valid(path) }
-
 // Node returns the node at a path, and the revision at which it was read, which
 // is newer than the view if that was overtaken by a compaction. A directory
 // comes with its children, or with all that is below it, in the order of their

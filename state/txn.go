@@ -6,7 +6,6 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
-	"github.com/kvorum/kvorum/fault"
 	"github.com/kvorum/kvorum/internal/mutant"
 	"github.com/kvorum/kvorum/state/internal/mvcc"
 )
@@ -223,15 +222,4 @@ func answerRange(q *pb.RangeRequest, v mvcc.View) (*pb.ResponseOp, error) {
 	response := Decode(answer)
 	response.Header = header(v.Revision)
 	return &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: response}}, nil
-}
-
-// Writes tells whether a transaction may change something, in any branch.
-func Writes(q *pb.TxnRequest) bool {
-	err := VisitTxn(q, func(*pb.Compare) error { return nil }, func(op *pb.RequestOp) error {
-		if op.GetRequestPut() != nil || op.GetRequestDeleteRange() != nil {
-			return fault.NotCapable
-		}
-		return nil
-	})
-	return err != nil
 }

@@ -154,13 +154,6 @@ func fieldBytes(n int64) int {
 
 func varintBytes(n uint64) int { return (bits.Len64(n|1) + 6) / 7 }
 
-// Value returns the value in a pair.
-func Value(pair []byte) []byte {
-	f, err := parsePair(pair)
-	must(err == nil, "pairs were encoded here")
-	return valueOf(pair, f.lead)
-}
-
 func valueOf(pair []byte, lead int) []byte {
 	if lead == len(pair) {
 		return nil

@@ -245,7 +245,7 @@ func TestPair(t *testing.T) {
 			if err != nil || string(got.key) != "key" || [4]int64{got.create, got.mod, got.version, got.lease} != f {
 				t.Fatalf("%+v, %v", got, err)
 			}
-			if v := Value(pair); string(v) != value {
+			if v := valueOf(pair, got.lead); string(v) != value {
 				t.Fatalf("value %q", v)
 			}
 		}
