@@ -60,7 +60,7 @@ func (w *town) expired() (paths []string) {
 // by goes to a moment and wants these nodes to have expired then.
 func (w *town) by(moment time.Duration, want ...string) {
 	w.t.Helper()
-	time.Sleep(moment - time.Since(w.began))
+	time.Sleep(moment - time.Since(w.began)) // of the bubble
 	synctest.Wait()
 	if got := w.expired(); !slices.Equal(got, want) {
 		w.t.Fatalf("after %v %v have expired, want %v", moment, got, want)

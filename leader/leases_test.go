@@ -137,7 +137,7 @@ func (w *town) ids() (ids []int64) {
 // at goes to a moment, counted from the beginning, and wants these leases then.
 func (w *town) at(moment time.Duration, want ...int64) {
 	w.t.Helper()
-	time.Sleep(moment - time.Since(w.began))
+	time.Sleep(moment - time.Since(w.began)) // of the bubble
 	synctest.Wait()
 	if got := w.ids(); !slices.Equal(got, want) {
 		w.t.Fatalf("after %v there are the leases %v, want %v", moment, got, want)

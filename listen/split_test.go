@@ -163,7 +163,7 @@ func TestIdleCallerMayStayAndPing(t *testing.T) {
 		want(http2.FrameSettings)
 		must(t, fr.WriteSettingsAck())
 		for i := range 3 {
-			time.Sleep(time.Hour) // this caller owes nothing
+			time.Sleep(time.Hour) // of the bubble: this caller owes nothing
 			must(t, fr.WritePing(false, [8]byte{byte(i)}))
 			if f := want(http2.FramePing).(*http2.PingFrame); !f.IsAck() || f.Data[0] != byte(i) {
 				t.Fatalf("got %v", f)

@@ -104,7 +104,7 @@ func TestDeadlines(t *testing.T) {
 		w.WriteData(5, false, message(&grpc_testing.StreamingOutputCallRequest{Payload: &grpc_testing.Payload{Body: []byte("a")}}))
 		w.wants("5 status=200")
 		due := time.Now().Add(100 * time.Millisecond)
-		time.Sleep(time.Second)
+		time.Sleep(time.Second) // of the bubble: past the deadline
 		synctest.Wait()
 		if !ended.Equal(due) {
 			t.Errorf("the handler ended at %v, want %v", ended, due)

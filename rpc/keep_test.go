@@ -192,7 +192,7 @@ func TestKeepalive(t *testing.T) {
 		w.greet()
 		for range 3 { // as long as it shows life it may stay
 			w.wantsAfter(time.Minute, "ping ack=false")
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // of the bubble: the answer comes after the question
 			w.WritePing(true, [8]byte{})
 		}
 		w.wantsAfter(time.Minute, "ping ack=false")

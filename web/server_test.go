@@ -91,7 +91,7 @@ func (b *bed) Takes(path string) bool { return strings.HasPrefix(path, "/k/") }
 
 func (b *bed) Answer(_ context.Context, r *Request, out []byte) ([]byte, Wait) {
 	if r.Query == "wait" {
-		w := &wait{}
+		w := &wait{closed: make(chan struct{})}
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.waits = append(b.waits, w)
@@ -112,7 +112,7 @@ type wait struct {
 	notify func()
 	lines  []string
 	over   bool
-	closed bool
+	closed chan struct{}
 }
 
 func (w *wait) Notify(f func()) {
@@ -136,11 +136,7 @@ func (w *wait) Next(out []byte) ([]byte, bool) {
 	return out, over
 }
 
-func (w *wait) Close() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.closed = true
-}
+func (w *wait) Close() { close(w.closed) }
 
 func (w *wait) tell(line string, over bool) {
 	w.mu.Lock()
@@ -149,12 +145,6 @@ func (w *wait) tell(line string, over bool) {
 	if w.notify != nil {
 		w.notify()
 	}
-}
-
-func (w *wait) isClosed() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.closed
 }
 
 type client struct {
@@ -269,7 +259,9 @@ func TestWaiting(t *testing.T) {
 		t.Fatalf("%q (%v)", rest, err)
 	}
 	c.want("plain: GET /k/b ")
-	if !b.wait(0).isClosed() {
+	select {
+	case <-b.wait(0).closed:
+	default:
 		t.Error("the wait was not closed")
 	}
 
@@ -289,10 +281,10 @@ func TestWhoHangsUpIsForgotten(t *testing.T) {
 	c.send(request("GET", "/k/a?wait", ""))
 	c.head()
 	c.Close()
-	for deadline := time.Now().Add(patience); !b.wait(0).isClosed(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("it waits for ever")
-		}
+	select {
+	case <-b.wait(0).closed:
+	case <-time.After(patience):
+		t.Fatal("it waits for ever")
 	}
 	b.wait(0).tell("too late\n", true) // does no harm
 }

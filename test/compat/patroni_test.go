@@ -208,7 +208,7 @@ func (d *database) answers(path string) int {
 	return r.StatusCode
 }
 
-// await returns once a question is answered by yes.
+// await returns once a question is answered by yes: nothing tells when it is.
 func (c *databases) await(d *database, question string) {
 	c.t.Helper()
 	for ctx := deadline(c.t); c.sql(d, question) != "t"; time.Sleep(100 * time.Millisecond) {

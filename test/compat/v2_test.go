@@ -172,7 +172,7 @@ func (s *v2Script) awaitVersion(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no version: %s", body)
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(20 * time.Millisecond) // nothing tells when the other process gets there
 	}
 }
 
